@@ -1,0 +1,29 @@
+import pytest
+
+from more4d_backend.files import OutputError, replacing
+
+
+def test_a_finished_file_appears_under_its_name(tmp_path):
+    with replacing(tmp_path / "new" / "a.txt") as temporary:
+        assert temporary.suffix == ".txt"
+        temporary.write_text("whole")
+        assert not (tmp_path / "new" / "a.txt").exists()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="halfway"), replacing(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("halfway")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_work_starts(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made"), replacing(tmp_path / "file" / "a"):
+        pytest.fail("the block ran")
+    with pytest.raises(OutputError, match="is a folder"), replacing(tmp_path):
+        pytest.fail("the block ran")
