@@ -14,9 +14,14 @@ def test_a_finished_file_appears_under_its_name(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(RuntimeError, match="halfway"), replacing(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("halfway")
+
+    def write_half():
+        with replacing(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
