@@ -1,6 +1,7 @@
 """Output that is whole or absent, and the error that every reader raises."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,3 +41,75 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str], pattern: str) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; rename it to `path` when the block succeeds.
+
+    An older folder at `path` is replaced as a whole, but only when every file in it matches
+    `pattern` (such as `frame_*.ply`), so that a mistyped name can never delete anything else.
+
+    Raises:
+        OutputError: the folder cannot be made, or holds files of another kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        foreign = next((item for item in path.iterdir() if not item.match(pattern)), None)
+        if foreign is not None:
+            raise OutputError(
+                f"{path} holds {foreign.name}, which is not one of {pattern}. "
+                "Choose a new or empty folder."
+            )
+    elif path.exists():
+        raise OutputError(f"{path} is a file; expected the name of a folder for {pattern}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        temporary.mkdir()
+    except OSError as e:
+        raise OutputError(f"A folder cannot be made in {path.parent}: {e.strerror}.") from e
+    old = temporary.with_name(temporary.name + ".old")
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.is_dir():  # put it back when the new one did not arrive
+            shutil.rmtree(old) if path.exists() else old.rename(path)
+
+
+def read_limited(path: str | os.PathLike[str], limit_bytes: int, expected: str) -> bytes:
+    """Read a whole file, which `expected` describes in errors ("a PNG picture").
+
+    Raises:
+        FileFormatError: the file is empty, or larger than any such file would be.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if size > limit_bytes:
+        raise FileFormatError(
+            f"{path} has {size} bytes; expected {expected} of at most {limit_bytes}."
+        )
+    data = path.read_bytes()
+    if not data:
+        raise FileFormatError(f"{path} is empty; expected {expected}.")
+    return data
+
+
+@contextmanager
+def decoding(path: str | os.PathLike[str], expected: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a FileFormatError that names the file.
+
+    For calls of third-party decoders on bytes already at hand, and nothing else: each library
+    raises errors of many types for damaged input, and there all of them mean damaged input.
+    """
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except Exception as e:
+        reason = str(e).rstrip(".") or type(e).__name__
+        raise FileFormatError(f"{path} cannot be read as {expected}: {reason}.") from e
