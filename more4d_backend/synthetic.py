@@ -1,0 +1,361 @@
+"""An analytic 4D world from a seed: exact colour, depth, motion and visibility, in any view.
+
+Every surface is met by a ray in closed form, every motion is a closed form of time, and the
+colour of a point never changes; so novel views are the truth that a renderer is measured by.
+World = camera of frame 0. A world is a description in plain numbers: each call computes on the
+device, and in the dtype, of the cameras it is given.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .geometry import focal_from_fov, intrinsics_from_focal, pixel_centers, transform_points
+from .scene import Cameras, PointMaps, PointTracks, Scene4D
+from .shapes import ShapeError
+from .synthetic_actors import SyntheticObject
+from .synthetic_layout import CameraMotion, random_layout
+from .synthetic_motions import Vector, object_to_stage
+from .synthetic_surfaces import (
+    Shape,
+    Surfaces,
+    Texture,
+    intersect,
+    leave_sphere,
+    pack_textures,
+    shade,
+)
+
+SKY = -1
+"""`object_index` of a pixel that sees no object."""
+
+_SAME_SURFACE = 1e-3
+"""Relative depth by which a point may be off the first surface on its ray and still be on it."""
+
+_ENDLESS_SKY_M = 1e3
+"""Where the points of a sky at infinity are put; they are never visible and have no depth."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticView:
+    """What cameras see of a world: the truth, per pixel."""
+
+    rgb: Float[Tensor, "frame height width 3"]
+    """sRGB in [0, 1]. With `samples` > 1, the mean over the pixel's area."""
+
+    depth: Float[Tensor, "frame height width"]
+    """Camera z at the pixel's centre; inf where an endless sky is seen."""
+
+    positions: Float[Tensor, "frame height width 3"]
+    """World coordinates at the pixel's centre; finite, but of no meaning where depth is inf."""
+
+    object_index: Int[Tensor, "frame height width"]
+    """Which object the pixel's centre sees; `SKY` (-1) where none."""
+
+    cameras: Cameras
+    """That saw it."""
+
+    @property
+    def valid(self) -> Bool[Tensor, "frame height width"]:
+        """True where the pixel has a point."""
+        return self.depth.isfinite()
+
+    def point_maps(self) -> PointMaps:
+        """One point per pixel."""
+        return PointMaps(positions=self.positions, colors=self.rgb, valid=self.valid)
+
+    def scene(self, fps: float) -> Scene4D:
+        """Return the point maps as a scene."""
+        return Scene4D(points=self.point_maps(), cameras=self.cameras, fps=fps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticWorld:
+    """Moving objects under a sky. Made by `make_world`, or from objects of your own."""
+
+    objects: tuple[SyntheticObject, ...]
+    """Scenery and actors; an object's parent comes before it."""
+
+    sky: Texture
+    """Color by direction."""
+
+    sky_radius_m: float | None
+    """The sky is a static dome about the stage's origin, with depth like everything else. None
+    puts it at infinity: then it has no depth, and its tracks are never visible."""
+
+    light: Vector
+    """Unit direction to the light, on the stage (+y is down)."""
+
+    waves: tuple[Vector, ...]
+    """Wave vectors of the marble texture."""
+
+    camera_motion: CameraMotion
+    """The source camera, and where it stands on the stage at time 0."""
+
+    fps: float
+    """Frames per second of the source cameras."""
+
+    def times(self, num_frames: int) -> Float[Tensor, "frame"]:
+        """Time of each frame in seconds."""
+        return torch.arange(num_frames) / self.fps
+
+    def cameras(
+        self,
+        num_frames: int,
+        height: int,
+        width: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Cameras:
+        """Source cameras; that of frame 0 is the identity."""
+        motion = self.camera_motion
+        focal_px = torch.tensor(focal_from_fov(motion.fov_rad, max(height, width)))
+        intrinsics = intrinsics_from_focal(focal_px, height, width)
+        return Cameras(
+            world_to_camera=motion.world_to_camera(self.times(num_frames)).to(device, dtype),
+            intrinsics=intrinsics.to(device, dtype).expand(num_frames, 3, 3),
+            height=height,
+            width=width,
+        )
+
+    def poses(self, times_s: Float[Tensor, "frame"]) -> Float[Tensor, "frame object 4 4"]:
+        """Object frame (metres) to world; a rotation times a scale, and a translation. float64."""
+        stage = object_to_stage([o.motion for o in self.objects], times_s)
+        return self.camera_motion.stage_to_world() @ stage
+
+    def view(
+        self,
+        cameras: Cameras,
+        times_s: Float[Tensor, "frame"] | None = None,
+        *,
+        samples: int = 1,
+    ) -> SyntheticView:
+        """See the world through `cameras` at `times_s` (default: at `fps` frames per second).
+
+        `samples` x `samples` rays per pixel are averaged into the colour; everything else
+        belongs to the ray through the pixel's centre.
+        """
+        times_s = self._times(cameras, times_s)
+        center = _pixel_rays(cameras, 0.0, 0.0)
+        depth, surface, rgb = self._look(cameras, times_s, center, with_color=samples == 1)
+        if rgb is None:
+            rgb = torch.zeros_like(center)
+            for row in range(samples):
+                for column in range(samples):
+                    dx, dy = (column + 0.5) / samples - 0.5, (row + 0.5) / samples - 0.5
+                    rays = _pixel_rays(cameras, dx, dy)
+                    color = self._look(cameras, times_s, rays, with_color=True)[2]
+                    assert color is not None
+                    rgb += color / samples**2
+        reached = depth.where(depth.isfinite(), depth.new_tensor(_ENDLESS_SKY_M))
+        positions = _centers(cameras)[:, None] + center * reached[..., None]
+
+        def image(values: Tensor) -> Tensor:
+            return rearrange(values, "f (h w) ... -> f h w ...", h=cameras.height)
+
+        return SyntheticView(
+            rgb=image(rgb),
+            depth=image(depth),
+            positions=image(positions),
+            object_index=image(surface.where(surface < len(self.objects), SKY)),
+            cameras=cameras,
+        )
+
+    def tracks(
+        self,
+        cameras: Cameras,
+        times_s: Float[Tensor, "frame"] | None = None,
+        *,
+        samples: int = 1,
+    ) -> PointTracks:
+        """Follow every pixel of frame 0 over time; `visibility` is by exact ray casting."""
+        times_s = self._times(cameras, times_s)
+        first = self.view(cameras.frames([0]), times_s[:1], samples=samples)
+        index = first.object_index.flatten()
+        poses = self.poses(times_s)
+        still = torch.eye(4, dtype=poses.dtype).expand(len(poses), 1, 4, 4)
+        moved = torch.cat([poses @ torch.linalg.inv(poses[:1]), still], dim=1)
+        moved = moved.to(first.positions)
+        start = first.positions.reshape(-1, 3)
+        # One column at a time: gathering whole 4x4 matrices would need five times the memory.
+        positions = moved[:, index, :3, 3]
+        for axis in range(3):
+            positions += moved[:, index, :3, axis] * start[:, axis, None]
+        visible = self.sees(cameras, positions, times_s) & first.valid.flatten()
+        return PointTracks(
+            positions=positions,
+            colors=first.rgb.reshape(-1, 3),
+            visibility=visible,
+            grid_hw=(cameras.height, cameras.width),
+        )
+
+    def scene(
+        self,
+        cameras: Cameras,
+        times_s: Float[Tensor, "frame"] | None = None,
+        *,
+        samples: int = 1,
+    ) -> Scene4D:
+        """Return the tracks of `tracks`, with `cameras` as the source, as a scene."""
+        tracks = self.tracks(cameras, times_s, samples=samples)
+        return Scene4D(points=tracks, cameras=cameras, fps=self.fps)
+
+    def sees(
+        self,
+        cameras: Cameras,
+        positions: Float[Tensor, "frame point 3"],
+        times_s: Float[Tensor, "frame"] | None = None,
+    ) -> Bool[Tensor, "frame point"]:
+        """Whether points that lie on surfaces are inside the image with nothing before them."""
+        times_s = self._times(cameras, times_s)
+        homogeneous = torch.einsum(
+            "fij,fpj->fpi",
+            cameras.intrinsics,
+            transform_points(positions, cameras.world_to_camera[:, None]),
+        )
+        depth = homogeneous[..., 2]
+        size = depth.new_tensor([cameras.width, cameras.height])
+        inside = (homogeneous[..., :2] >= 0) & (homogeneous[..., :2] < size * depth[..., None])
+        directions = positions - _centers(cameras)[:, None]
+        first_hit = self._look(cameras, times_s, directions, with_color=False)[0]
+        return (depth > 0) & inside.all(-1) & ((first_hit - 1).abs() < _SAME_SURFACE)
+
+    def _times(self, cameras: Cameras, times_s: Tensor | None) -> Float[Tensor, "frame"]:
+        if times_s is None:
+            return self.times(cameras.num_frames)
+        if len(times_s) != cameras.num_frames:
+            raise ShapeError(
+                f"times_s has {len(times_s)} entries and cameras has {cameras.num_frames} frames; "
+                "expected one time per camera."
+            )
+        return times_s
+
+    def _surfaces(self, like: Tensor) -> Surfaces:
+        """Pack the textures, and the light as each object sees it at time 0."""
+        stage = object_to_stage([o.motion for o in self.objects], torch.zeros(1))[0]
+        size = torch.linalg.det(stage[:, :3, :3]).pow(1 / 3)
+        light = torch.einsum("oij,i->oj", stage[:, :3, :3], stage.new_tensor(self.light))
+        up = -stage[:, 1, :]  # the stage's y axis points down
+        sky_row = stage.new_zeros(1, 4)
+        return Surfaces(
+            shapes=torch.tensor(
+                [*(o.shape for o in self.objects), Shape.SPHERE], device=like.device
+            ),
+            half_size=torch.cat([self._half_size(), torch.ones(1, 3).double()]).to(like),
+            light=torch.cat([light / size[:, None], sky_row[:, :3]]).to(like),
+            ground=torch.cat([up, sky_row]).to(like),
+            textures=pack_textures([*(o.texture for o in self.objects), self.sky]).to(like),
+            waves=like.new_tensor(self.waves),
+        )
+
+    def _half_size(self) -> Float[Tensor, "object 3"]:
+        return torch.tensor([o.half_size_m for o in self.objects], dtype=torch.float64)
+
+    def _world_to_unit(self, times_s: Tensor) -> Float[Tensor, "frame surface 4 4"]:
+        """World to unit-primitive coordinates; the sky comes last."""
+        size = torch.nn.functional.pad(self._half_size(), (0, 1), value=1.0)
+        poses = self.poses(times_s) * size[:, None, :]
+        radius = poses.new_tensor([self.sky_radius_m or 1.0] * 3 + [1.0])
+        sky = (self.camera_motion.stage_to_world() * radius).expand(len(poses), 1, 4, 4)
+        return torch.linalg.inv(torch.cat([poses, sky], dim=1))
+
+    def _look(
+        self, cameras: Cameras, times_s: Tensor, directions: Tensor, *, with_color: bool
+    ) -> tuple[Float[Tensor, "frame ray"], Int[Tensor, "frame ray"], Tensor | None]:
+        """Cast rays from the cameras' centres: multiples of `directions`, surface, colour."""
+        surfaces = self._surfaces(directions)
+        to_unit = self._world_to_unit(times_s).to(directions)
+        centers = _centers(cameras)
+        # A few frames at a time: small enough for a CPU's cache, large enough for a GPU.
+        budget = 2**27 if directions.is_cuda else 2**22
+        step = max(1, budget // (directions.shape[1] * len(self.objects)))
+        parts = []
+        for start in range(0, len(directions), step):
+            now = slice(start, start + step)
+            parts.append(
+                self._look_at_once(
+                    surfaces if with_color else None, to_unit[now], centers[now], directions[now]
+                )
+            )
+        t, surface, color = zip(*parts, strict=True)
+        return torch.cat(t), torch.cat(surface), torch.cat(color) if with_color else None
+
+    def _look_at_once(
+        self,
+        surfaces: Surfaces | None,
+        to_unit: Float[Tensor, "frame surface 4 4"],
+        centers: Float[Tensor, "frame 3"],
+        directions: Float[Tensor, "frame ray 3"],
+    ) -> tuple[Float[Tensor, "frame ray"], Int[Tensor, "frame ray"], Tensor | None]:
+        hits, order = [], []
+        rays = directions.transpose(1, 2)[:, None]  # f 1 3 r
+        for shape in sorted({o.shape for o in self.objects}):
+            numbers = [i for i, o in enumerate(self.objects) if o.shape == shape]
+            own = to_unit[:, numbers]
+            origin = transform_points(centers[:, None], own)[..., None, :]
+            direction = (own[..., :3, :3] @ rays).transpose(-1, -2)  # f o r 3, strided
+            hits.append(intersect(shape, origin, direction))
+            order += numbers
+        t, nearest = torch.cat(hits, dim=1).min(dim=1)
+        surface = torch.tensor(order, device=t.device)[nearest]
+        missed = t.isinf()
+        surface = surface.where(~missed, len(self.objects))
+        sky = to_unit[:, -1:]
+        sky_direction = torch.einsum("foij,frj->fri", sky[..., :3, :3], directions)
+        if self.sky_radius_m is not None:
+            sky_origin = transform_points(centers[:, None], sky)
+            t = torch.where(missed, leave_sphere(sky_origin, sky_direction), t)
+        if surfaces is None:
+            return t, surface, None
+        frame = torch.arange(len(t), device=t.device)[:, None]
+        points = centers[:, None] + directions * t[..., None]
+        points = transform_points(points, to_unit[frame, surface])
+        if self.sky_radius_m is None:
+            endless = torch.nn.functional.normalize(sky_direction, dim=-1)
+            points = torch.where(missed[..., None], endless, points)
+        return t, surface, shade(surfaces, surface, points)
+
+
+def make_world(
+    seed: int,
+    *,
+    setting: str | None = None,
+    num_objects: int = 4,
+    moving_camera: bool = False,
+    sky_radius_m: float | None = 40.0,
+    duration_s: float = 6.0,
+    fps: float = 8.0,
+) -> SyntheticWorld:
+    """Draw a world: a `room` or a `landscape` (None: either), with objects that move.
+
+    Motions are sized so that over `duration_s` actors stay in the source camera's view. Equal
+    arguments give equal worlds on every machine.
+    """
+    layout = random_layout(seed, setting, num_objects, duration_s, moving_camera)
+    return SyntheticWorld(
+        objects=layout.objects,
+        sky=layout.sky,
+        sky_radius_m=sky_radius_m,
+        light=layout.light,
+        waves=layout.waves,
+        camera_motion=layout.camera_motion,
+        fps=fps,
+    )
+
+
+def _centers(cameras: Cameras) -> Float[Tensor, "frame 3"]:
+    return cameras.camera_to_world[:, :3, 3]
+
+
+def _pixel_rays(cameras: Cameras, dx: float, dy: float) -> Float[Tensor, "frame ray 3"]:
+    """World directions of length 1 in camera z, so that their multiples are depth."""
+    like = cameras.intrinsics
+    pixels = pixel_centers(cameras.height, cameras.width, device=like.device, dtype=like.dtype)
+    pixels = (pixels + pixels.new_tensor([dx, dy])).reshape(-1, 2)
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=-1)
+    to_world = cameras.camera_to_world[:, :3, :3] @ torch.linalg.inv(like)
+    return torch.einsum("fij,rj->fri", to_world, homogeneous)
