@@ -1,0 +1,196 @@
+"""The motion-sensitive VAE: normalised motion to Wan latents and back.
+
+A small adapter turns a motion map into something that the RGB VAE can encode, a second one turns
+what the VAE decodes back into motion (MoRe4D, arXiv 2512.05044, section 3.2). The VAE between them
+is diffusers' `AutoencoderKLWan`. Module names are those of the released files.
+
+Axes: motion (batch, 3, frame, height, width) in normalised units; latent (batch, channel,
+latent_frame, latent_height, latent_width).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ..latents import decode_video, encode_distribution, latent_statistics
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+RELEASED_ADAPTER_WIDTH = 128
+
+FRAMES_PER_CALL = 16
+"""The adapters see frames one by one; this many at once fill a GPU and bound the memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MotionLatentSettings:
+    """What must be as it was when the motion VAE and the transformer were trained."""
+
+    clamp_decoded: bool
+    """Whether the decoder adapter sees the VAE's output clamped to [-1, 1]."""
+
+    latent_mean: tuple[float, ...] | None = None
+    """Second standardisation of motion latents, after Wan's own; one number per channel."""
+
+    latent_std: tuple[float, ...] | None = None
+    """See `latent_mean`; both or neither."""
+
+
+class EncoderAdapter(nn.Module):
+    """Normalised motion to a video in [-1, 1] that the Wan VAE can encode."""
+
+    def __init__(self, width: int = RELEASED_ADAPTER_WIDTH) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, width, 3, padding=1)
+        self.down = nn.ModuleList([_Stage(width, num_blocks=1)])
+        self.norm_out = _group_norm(width)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+        # Close to the bare tanh of the reference's zero, but not zero: from zero no gradient
+        # would reach the layers before this one.
+        nn.init.normal_(self.conv_out.weight, std=1e-3)
+        assert self.conv_out.bias is not None
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(
+        self, motion: Float[Tensor, "batch 3 frame height width"]
+    ) -> Float[Tensor, "batch 3 frame height width"]:
+        """Return `2 * sigmoid(h + motion) - 1`, written as the tanh that it is."""
+        return _per_frame(self._frames, motion.to(self.conv_in.weight.dtype))
+
+    def _frames(self, motion: Float[Tensor, "image 3 height width"]) -> Tensor:
+        hidden = self.down[0](self.conv_in(motion))
+        return torch.tanh((self.conv_out(silu(self.norm_out(hidden))) + motion) / 2)
+
+
+class DecoderAdapter(nn.Module):
+    """What the Wan VAE decoded to normalised motion."""
+
+    def __init__(self, width: int = RELEASED_ADAPTER_WIDTH) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, width, 3, padding=1)
+        self.up = nn.ModuleList([_Stage(width, num_blocks=2)])
+        self.norm_out = _group_norm(width)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(
+        self, video: Float[Tensor, "batch 3 frame height width"]
+    ) -> Float[Tensor, "batch 3 frame height width"]:
+        """Return normalised motion; it has no bounds."""
+        return _per_frame(self._frames, video.to(self.conv_in.weight.dtype))
+
+    def _frames(self, video: Float[Tensor, "image 3 height width"]) -> Tensor:
+        hidden = self.up[0](self.conv_in(video))
+        return self.conv_out(silu(self.norm_out(hidden)))
+
+
+class MotionVAE(nn.Module):
+    """Both adapters around a Wan VAE whose decoder is fine-tuned for motion.
+
+    Tiling and slicing are those of `vae` (`motion_vae.vae.enable_tiling()`).
+    """
+
+    def __init__(
+        self,
+        vae: "AutoencoderKLWan",
+        encoder_prompt: EncoderAdapter,
+        decoder_prompt: DecoderAdapter,
+        settings: MotionLatentSettings,
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.encoder_prompt = encoder_prompt
+        self.decoder_prompt = decoder_prompt
+        self.settings = settings
+
+    def distribution(
+        self, motion: Float[Tensor, "batch 3 frame height width"]
+    ) -> "DiagonalGaussianDistribution":
+        """Posterior in the VAE's own units, for losses. Gradients reach the encoder adapter.
+
+        Raises:
+            VideoSizeError: frames are not 4k + 1, or the size is not a multiple of 16.
+        """
+        return encode_distribution(self.vae, self.encoder_prompt(motion))
+
+    def standardize(
+        self, own_units: Float[Tensor, "batch channel latent_frame latent_height latent_width"]
+    ) -> Float[Tensor, "batch channel latent_frame latent_height latent_width"]:
+        """From the VAE's own units to those of the transformer, in float32."""
+        mean, std = latent_statistics(self.vae, own_units.device)
+        motion_mean, motion_std = self._motion_statistics(own_units.device)
+        return ((own_units.float() - mean) / std - motion_mean) / motion_std
+
+    def encode(
+        self,
+        motion: Float[Tensor, "batch 3 frame height width"],
+        *,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch channel latent_frame latent_height latent_width"]:
+        """Encode normalised motion to the float32 latent that the transformer predicts.
+
+        The posterior's mode, or with `sample=True` a draw from it.
+
+        Raises:
+            VideoSizeError: frames are not 4k + 1, or the size is not a multiple of 16.
+        """
+        posterior = self.distribution(motion)
+        return self.standardize(posterior.sample(generator) if sample else posterior.mode())
+
+    def decode(
+        self, latent: Float[Tensor, "batch channel latent_frame latent_height latent_width"]
+    ) -> Float[Tensor, "batch 3 frame height width"]:
+        """Decode a latent to float32 normalised motion. Inverse of `encode`, but for loss."""
+        motion_mean, motion_std = self._motion_statistics(latent.device)
+        wan_units = latent.float() * motion_std + motion_mean
+        video = decode_video(self.vae, wan_units, clamp=self.settings.clamp_decoded)
+        return self.decoder_prompt(video).float()
+
+    def _motion_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean, std = self.settings.latent_mean, self.settings.latent_std
+        if mean is None or std is None:
+            return torch.zeros(1, device=device), torch.ones(1, device=device)
+        statistics = torch.tensor([mean, std], dtype=torch.float32, device=device)
+        motion_mean, motion_std = statistics.view(2, 1, -1, 1, 1, 1)
+        return motion_mean, motion_std
+
+
+class _Stage(nn.Module):
+    def __init__(self, width: int, num_blocks: int) -> None:
+        super().__init__()
+        self.block = nn.ModuleList([_ResidualBlock(width) for _ in range(num_blocks)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for block in self.block:
+            hidden = block(hidden)
+        return hidden
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = _group_norm(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = _group_norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        inner = self.conv1(silu(self.norm1(hidden)))
+        return hidden + self.conv2(silu(self.norm2(inner)))
+
+
+def _group_norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, width), width, eps=1e-6)
+
+
+def _per_frame(network, video: Tensor) -> Tensor:
+    frames = rearrange(video, "b c f h w -> (b f) c h w")
+    done = torch.cat([network(chunk) for chunk in frames.split(FRAMES_PER_CALL)])
+    return rearrange(done, "(b f) c h w -> b c f h w", b=video.shape[0])
