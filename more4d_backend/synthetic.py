@@ -17,16 +17,14 @@ from .geometry import focal_from_fov, intrinsics_from_focal, pixel_centers, tran
 from .scene import Cameras, PointMaps, PointTracks, Scene4D
 from .shapes import ShapeError
 from .synthetic_actors import SyntheticObject
+from .synthetic_casting import RayCaster
 from .synthetic_layout import CameraMotion, random_layout
 from .synthetic_motions import Vector, object_to_stage
 from .synthetic_surfaces import (
     Shape,
     Surfaces,
     Texture,
-    intersect,
-    leave_sphere,
     pack_textures,
-    shade,
 )
 
 SKY = -1
@@ -98,6 +96,16 @@ class SyntheticWorld:
     fps: float
     """Frames per second of the source cameras."""
 
+    def __post_init__(self) -> None:
+        if not self.objects:
+            raise ValueError("A synthetic world needs at least one object; got none.")
+        for number, thing in enumerate(self.objects):
+            if not -1 <= thing.motion.parent < number:
+                raise ValueError(
+                    f"Object {number} ({thing.name}) has parent {thing.motion.parent}; "
+                    "expected -1 or the number of an object that comes before it."
+                )
+
     def times(self, num_frames: int) -> Float[Tensor, "frame"]:
         """Time of each frame in seconds."""
         return torch.arange(num_frames) / self.fps
@@ -139,18 +147,14 @@ class SyntheticWorld:
         `samples` x `samples` rays per pixel are averaged into the colour; everything else
         belongs to the ray through the pixel's centre.
         """
-        times_s = self._times(cameras, times_s)
+        caster = self._caster(cameras, self._times(cameras, times_s))
         center = _pixel_rays(cameras, 0.0, 0.0)
-        depth, surface, rgb = self._look(cameras, times_s, center, with_color=samples == 1)
-        if rgb is None:
-            rgb = torch.zeros_like(center)
-            for row in range(samples):
-                for column in range(samples):
-                    dx, dy = (column + 0.5) / samples - 0.5, (row + 0.5) / samples - 0.5
-                    rays = _pixel_rays(cameras, dx, dy)
-                    color = self._look(cameras, times_s, rays, with_color=True)[2]
-                    assert color is not None
-                    rgb += color / samples**2
+        depth, surface = caster.cast(center)
+        rgb = torch.zeros_like(center)
+        for row in range(samples):
+            for column in range(samples):
+                dx, dy = (column + 0.5) / samples - 0.5, (row + 0.5) / samples - 0.5
+                rgb += caster.colors(_pixel_rays(cameras, dx, dy)) / samples**2
         reached = depth.where(depth.isfinite(), depth.new_tensor(_ENDLESS_SKY_M))
         positions = _centers(cameras)[:, None] + center * reached[..., None]
 
@@ -221,7 +225,7 @@ class SyntheticWorld:
         size = depth.new_tensor([cameras.width, cameras.height])
         inside = (homogeneous[..., :2] >= 0) & (homogeneous[..., :2] < size * depth[..., None])
         directions = positions - _centers(cameras)[:, None]
-        first_hit = self._look(cameras, times_s, directions, with_color=False)[0]
+        first_hit = self._caster(cameras, times_s).cast(directions)[0]
         return (depth > 0) & inside.all(-1) & ((first_hit - 1).abs() < _SAME_SURFACE)
 
     def _times(self, cameras: Cameras, times_s: Tensor | None) -> Float[Tensor, "frame"]:
@@ -234,90 +238,39 @@ class SyntheticWorld:
             )
         return times_s
 
-    def _surfaces(self, like: Tensor) -> Surfaces:
-        """Pack the textures, and the light as each object sees it at time 0."""
+    def _caster(self, cameras: Cameras, times_s: Tensor) -> RayCaster:
+        """Pack the world for these cameras. All small tensors are made on the CPU in float64."""
+        like = cameras.world_to_camera
+        poses = self.poses(times_s)
+        radius = poses.new_tensor([self.sky_radius_m or 1.0] * 3 + [1.0])
+        sky = (self.camera_motion.stage_to_world() * radius).expand(len(poses), 1, 4, 4)
+        half_size = poses.new_tensor([o.half_size_m for o in self.objects] + [(1.0, 1.0, 1.0)])
+        scale = torch.nn.functional.pad(half_size, (0, 1), value=1.0)
+        to_world = torch.cat([poses, sky], dim=1) * scale[:, None, :]
+        return RayCaster(
+            shapes=tuple(o.shape for o in self.objects),
+            surfaces=self._surfaces(half_size, like),
+            to_unit=torch.linalg.inv(to_world).to(like),
+            centers=_centers(cameras),
+            endless_sky=self.sky_radius_m is None,
+        )
+
+    def _surfaces(self, half_size: Tensor, like: Tensor) -> Surfaces:
+        """Pack the textures, and the light and the ground as each object sees them at time 0."""
         stage = object_to_stage([o.motion for o in self.objects], torch.zeros(1))[0]
         size = torch.linalg.det(stage[:, :3, :3]).pow(1 / 3)
         light = torch.einsum("oij,i->oj", stage[:, :3, :3], stage.new_tensor(self.light))
-        up = -stage[:, 1, :]  # the stage's y axis points down
-        sky_row = stage.new_zeros(1, 4)
+        height = -stage[:, 1, :]  # the stage's y axis points down
+        sky = stage.new_zeros(1, 4)
+        shapes = [*(o.shape for o in self.objects), Shape.SPHERE]
         return Surfaces(
-            shapes=torch.tensor(
-                [*(o.shape for o in self.objects), Shape.SPHERE], device=like.device
-            ),
-            half_size=torch.cat([self._half_size(), torch.ones(1, 3).double()]).to(like),
-            light=torch.cat([light / size[:, None], sky_row[:, :3]]).to(like),
-            ground=torch.cat([up, sky_row]).to(like),
+            shapes=torch.tensor(shapes, device=like.device),
+            half_size=half_size.to(like),
+            light=torch.cat([light / size[:, None], sky[:, :3]]).to(like),
+            ground=torch.cat([height, sky]).to(like),
             textures=pack_textures([*(o.texture for o in self.objects), self.sky]).to(like),
             waves=like.new_tensor(self.waves),
         )
-
-    def _half_size(self) -> Float[Tensor, "object 3"]:
-        return torch.tensor([o.half_size_m for o in self.objects], dtype=torch.float64)
-
-    def _world_to_unit(self, times_s: Tensor) -> Float[Tensor, "frame surface 4 4"]:
-        """World to unit-primitive coordinates; the sky comes last."""
-        size = torch.nn.functional.pad(self._half_size(), (0, 1), value=1.0)
-        poses = self.poses(times_s) * size[:, None, :]
-        radius = poses.new_tensor([self.sky_radius_m or 1.0] * 3 + [1.0])
-        sky = (self.camera_motion.stage_to_world() * radius).expand(len(poses), 1, 4, 4)
-        return torch.linalg.inv(torch.cat([poses, sky], dim=1))
-
-    def _look(
-        self, cameras: Cameras, times_s: Tensor, directions: Tensor, *, with_color: bool
-    ) -> tuple[Float[Tensor, "frame ray"], Int[Tensor, "frame ray"], Tensor | None]:
-        """Cast rays from the cameras' centres: multiples of `directions`, surface, colour."""
-        surfaces = self._surfaces(directions)
-        to_unit = self._world_to_unit(times_s).to(directions)
-        centers = _centers(cameras)
-        # A few frames at a time: small enough for a CPU's cache, large enough for a GPU.
-        budget = 2**27 if directions.is_cuda else 2**22
-        step = max(1, budget // (directions.shape[1] * len(self.objects)))
-        parts = []
-        for start in range(0, len(directions), step):
-            now = slice(start, start + step)
-            parts.append(
-                self._look_at_once(
-                    surfaces if with_color else None, to_unit[now], centers[now], directions[now]
-                )
-            )
-        t, surface, color = zip(*parts, strict=True)
-        return torch.cat(t), torch.cat(surface), torch.cat(color) if with_color else None
-
-    def _look_at_once(
-        self,
-        surfaces: Surfaces | None,
-        to_unit: Float[Tensor, "frame surface 4 4"],
-        centers: Float[Tensor, "frame 3"],
-        directions: Float[Tensor, "frame ray 3"],
-    ) -> tuple[Float[Tensor, "frame ray"], Int[Tensor, "frame ray"], Tensor | None]:
-        hits, order = [], []
-        rays = directions.transpose(1, 2)[:, None]  # f 1 3 r
-        for shape in sorted({o.shape for o in self.objects}):
-            numbers = [i for i, o in enumerate(self.objects) if o.shape == shape]
-            own = to_unit[:, numbers]
-            origin = transform_points(centers[:, None], own)[..., None, :]
-            direction = (own[..., :3, :3] @ rays).transpose(-1, -2)  # f o r 3, strided
-            hits.append(intersect(shape, origin, direction))
-            order += numbers
-        t, nearest = torch.cat(hits, dim=1).min(dim=1)
-        surface = torch.tensor(order, device=t.device)[nearest]
-        missed = t.isinf()
-        surface = surface.where(~missed, len(self.objects))
-        sky = to_unit[:, -1:]
-        sky_direction = torch.einsum("foij,frj->fri", sky[..., :3, :3], directions)
-        if self.sky_radius_m is not None:
-            sky_origin = transform_points(centers[:, None], sky)
-            t = torch.where(missed, leave_sphere(sky_origin, sky_direction), t)
-        if surfaces is None:
-            return t, surface, None
-        frame = torch.arange(len(t), device=t.device)[:, None]
-        points = centers[:, None] + directions * t[..., None]
-        points = transform_points(points, to_unit[frame, surface])
-        if self.sky_radius_m is None:
-            endless = torch.nn.functional.normalize(sky_direction, dim=-1)
-            points = torch.where(missed[..., None], endless, points)
-        return t, surface, shade(surfaces, surface, points)
 
 
 def make_world(

@@ -77,7 +77,7 @@ def vivid_texture(dice: Dice, hue: float, size_m: float) -> Texture:
         color_high=color(other, dice.between(0.2, 0.5), dice.between(0.92, 1.0)),
         frequency=2 * math.pi * waves / size_m,
         phase_rad=(dice.between(0, 6.3), dice.between(0, 6.3), dice.between(0, 6.3)),
-        sharpness=2.2,
+        sharpness=3.0,
     )
 
 
@@ -128,7 +128,7 @@ def solid_actor(
 ) -> SyntheticObject:
     """One primitive that stands on the ground at `place` (x, z) and does what is named."""
     shape = (Shape.SPHERE, Shape.BOX, Shape.CYLINDER)[dice.below(3)]
-    radius = dice.between(0.34, 0.52)
+    radius = dice.between(0.3, 0.46)
     tall = 1.0 if shape == Shape.SPHERE else dice.between(0.8, 1.35)
     half_size = (radius, radius * tall, radius)
     yaw = dice.between(-0.7, 0.7)
@@ -159,10 +159,9 @@ def walker(
     step = Motion(position=(0, 0, 0), frequency_hz=dice.between(0.7, 1.0), axis=(1.0, 0.0, 0.0))
 
     def limb(half_size: Vector, joint: Vector, swing: float, texture: Texture) -> SyntheticObject:
-        motion = replace(
-            step, position=joint, pivot=(0.0, -half_size[1] * 0.85, 0.0), swing_rad=swing,
-            parent=first_index,
-        )  # fmt: skip
+        is_head = joint[0] == 0
+        pivot = (0.0, half_size[1] * (0.8 if is_head else -0.85), 0.0)
+        motion = replace(step, position=joint, pivot=pivot, swing_rad=swing, parent=first_index)
         return SyntheticObject(
             name=name, shape=Shape.SPHERE, half_size_m=half_size, texture=texture, motion=motion
         )
@@ -181,7 +180,7 @@ def walker(
     leg, arm = (0.105, 0.46, 0.105), (0.075, 0.36, 0.075)
     return [
         trunk,
-        limb((0.17, 0.2, 0.17), (0.0, -0.36, 0.0), 0.0, skin),
+        limb((0.19, 0.21, 0.19), (0.0, -0.42, 0.0), 0.0, skin),
         limb(arm, (0.27, -0.27, 0.0), 0.6, skin),
         limb(arm, (-0.27, -0.27, 0.0), -0.6, skin),
         limb(leg, (0.12, 0.27, 0.0), -0.55, shirt),

@@ -81,41 +81,42 @@ def random_layout(
     setting = setting or SETTINGS[dice.below(len(SETTINGS))]
     base_hue = dice.between(0, 1)
     objects = _room(dice, base_hue) if setting == "room" else _landscape(dice)
-    lanes = dice.order(num_objects)
+    lanes, columns = dice.order(num_objects), dice.order(num_objects)
     for number in range(num_objects):
         z = _NEAREST_M + (_FARTHEST_M - _NEAREST_M) * (lanes[number] + 0.5) / num_objects
+        reach = 0.4 * z  # a little less than the view's half width
+        x = reach * (2 * (columns[number] + dice.between(0.25, 0.75)) / num_objects - 1)
         hue = base_hue + 0.31 + 0.618 * number
-        objects += _actor(dice, z, hue, len(objects), duration_s, is_walker=number == 1)
+        if number == 1:
+            objects += walker(dice, (x, z), hue, len(objects), duration_s)
+        else:
+            objects.append(_solid(dice, (x, z), hue, duration_s))
     light = torch.nn.functional.normalize(
         torch.tensor([dice.sign() * dice.between(0.4, 0.9), -1.0, -dice.between(0.3, 0.8)]), dim=0
-    )
-    velocity = (dice.sign() * dice.between(0.6, 1.0), dice.between(-0.3, 0.1), dice.between(0, 0.5))
+    ).tolist()
+    drift = (dice.sign() * dice.between(0.6, 1.0), dice.between(-0.3, 0.1), dice.between(0, 0.5))
+    speed = moving_camera / duration_s
     return Layout(
         objects=tuple(objects),
         sky=_sky(dice),
-        light=tuple(light.tolist()),
+        light=(light[0], light[1], light[2]),
         waves=_waves(dice),
         camera_motion=CameraMotion(
             position=(0.0, -1.55, 0.0),
             target=(0.0, -0.62, 4.6),
-            velocity=tuple(v / duration_s * moving_camera for v in velocity),
+            velocity=(drift[0] * speed, drift[1] * speed, drift[2] * speed),
         ),
     )
 
 
-def _actor(
-    dice: Dice, z: float, hue: float, index: int, duration_s: float, *, is_walker: bool
-) -> list[SyntheticObject]:
+def _solid(
+    dice: Dice, place: tuple[float, float], hue: float, duration_s: float
+) -> SyntheticObject:
+    """Choose a motion that leads into the view, not out of it."""
     motion_name = list(MOTIONS)[dice.below(len(MOTIONS))]
-    reach = 0.36 * z  # a little less than the view's half width
-    x = dice.between(-reach, reach)
-    if is_walker:
-        return walker(
-            dice, (dice.sign() * dice.between(0.7, 1.0) * reach, z), hue, index, duration_s
-        )
     if motion_name in ("moves left", "moves right"):
-        x = abs(x) if motion_name == "moves left" else -abs(x)
-    return [solid_actor(dice, motion_name, (x, z), hue, duration_s)]
+        motion_name = "moves left" if place[0] > 0 else "moves right"
+    return solid_actor(dice, motion_name, place, hue, duration_s)
 
 
 def _turned(angle_rad: float, axis: int) -> tuple[float, float, float, float]:

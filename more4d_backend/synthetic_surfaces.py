@@ -58,7 +58,7 @@ class Texture:
     phase_rad: Vector = (0.0, 0.0, 0.0)
     """Shifts the pattern."""
 
-    sharpness: float = 2.0
+    sharpness: float = 2.5
     """Steepness of soft edges, which are about 1 / (frequency * sharpness) wide."""
 
     fade_m: float = 1e6
@@ -185,11 +185,12 @@ def shade(
     albedo = _albedo(surfaces.textures[surface], metres, across_face, surfaces.waves)
 
     facing = (normal * surfaces.light[surface]).sum(-1, keepdim=True)
-    ground = surfaces.ground[surface]
-    height = (metres * ground[..., :3]).sum(-1, keepdim=True) + ground[..., 3:]
+    up, offset = surfaces.ground[surface].split([3, 1], dim=-1)
+    height = (metres * up).sum(-1, keepdim=True) + offset
+    upward = (normal * up).sum(-1, keepdim=True).clamp(0, 1)
     # Half-Lambert (never black on the far side), darker where something stands on the ground.
     lit = 0.45 + 0.6 * (0.5 + 0.5 * facing) ** 1.5
-    lit = lit * (1 - 0.4 * torch.exp(-height.clamp_min(0) / 0.2))
+    lit = lit * (1 - 0.4 * (1 - upward) * torch.exp(-height.clamp_min(0) / 0.2))
     is_sky = (surface == len(surfaces.shapes) - 1)[..., None]
     return torch.where(is_sky, albedo, albedo * lit).clamp(0, 1)
 
