@@ -47,7 +47,8 @@ class ClipImageEncoder:
         model = CLIPVisionModel.from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )
-        return cls(torch.nn.Module.to(model, device))
+        torch.nn.Module.to(model, device)  # in place; the class's own `to` has no type
+        return cls(model)
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "height width 3"]) -> Float[Tensor, "1 token token_dim"]:

@@ -73,7 +73,8 @@ class UMT5TextEncoder:
             model_folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
-        return cls(torch.nn.Module.to(model, device), tokenizer)
+        torch.nn.Module.to(model, device)  # in place; the class's own `to` has no type
+        return cls(model, tokenizer)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Float[Tensor, "prompt 512 text_dim"]:
