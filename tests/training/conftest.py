@@ -1,0 +1,55 @@
+"""Checks the annotations of `training` in tests, and makes small samples."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    "training", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+
+@pytest.fixture
+def make_sample() -> Callable:
+    """Return a function of (seed, frames, height, width, novel) that makes a random sample."""
+    from more4d_backend.geometry import intrinsics_from_focal, rigid
+    from more4d_backend.scene import Cameras
+    from training.samples import TrainingSample
+
+    def cameras(frames: int, height: int, width: int, sideways: float) -> Cameras:
+        translation = torch.zeros(frames, 3)
+        translation[:, 0] = torch.linspace(0, sideways, frames)
+        focal_px = torch.full((frames,), float(width))
+        return Cameras(
+            world_to_camera=rigid(torch.eye(3).expand(frames, 3, 3), translation),
+            intrinsics=intrinsics_from_focal(focal_px, height, width),
+            height=height,
+            width=width,
+        )
+
+    def make(seed=0, frames=5, height=16, width=32, novel=False) -> TrainingSample:
+        draw = torch.Generator().manual_seed(seed)
+        motion = torch.randn(frames, height, width, 3, generator=draw).mul(0.1)
+        motion[0] = 0
+        shape = frames, height, width
+        return TrainingSample(
+            name=f"random-{seed:04d}",
+            caption=f"A square moves {seed} times.",
+            source=f"random seed {seed}",
+            fps=8.0,
+            video=torch.randint(256, (*shape, 3), generator=draw, dtype=torch.uint8),
+            depth=1 + torch.rand(height, width, generator=draw),
+            motion=motion.half(),
+            visibility=torch.rand(shape, generator=draw) > 0.3,
+            cameras=cameras(*shape, 0.0),
+            novel_video=(
+                torch.randint(256, (*shape, 3), generator=draw, dtype=torch.uint8)
+                if novel
+                else None
+            ),
+            novel_cameras=cameras(*shape, 0.2) if novel else None,
+        )
+
+    return make
