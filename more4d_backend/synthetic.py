@@ -30,9 +30,6 @@ from .synthetic_surfaces import (
 SKY = -1
 """`object_index` of a pixel that sees no object."""
 
-_SAME_SURFACE = 1e-3
-"""Relative depth by which a point may be off the first surface on its ray and still be on it."""
-
 _ENDLESS_SKY_M = 1e3
 """Where the points of a sky at infinity are put; they are never visible and have no depth."""
 
@@ -226,7 +223,8 @@ class SyntheticWorld:
         inside = (homogeneous[..., :2] >= 0) & (homogeneous[..., :2] < size * depth[..., None])
         directions = positions - _centers(cameras)[:, None]
         first_hit = self._caster(cameras, times_s).cast(directions)[0]
-        return (depth > 0) & inside.all(-1) & ((first_hit - 1).abs() < _SAME_SURFACE)
+        same_surface = (first_hit - 1).abs() < torch.finfo(depth.dtype).eps ** 0.5
+        return (depth > 0) & inside.all(-1) & same_surface
 
     def _times(self, cameras: Cameras, times_s: Tensor | None) -> Float[Tensor, "frame"]:
         if times_s is None:

@@ -114,7 +114,10 @@ MOTIONS: dict[str, Callable[[Dice, float], dict[str, Any]]] = {
     "shrinks": lambda dice, duration_s: {"growth_per_s": -math.log(1.6) / duration_s},
     "breathes": _oscillates(0.3, 0.5, pulse=0.15),
 }
-"""What a solid actor can do: name -> fields of `Motion`, for a clip of some length."""
+"""What a solid actor can do: name -> fields of `Motion`, for a clip of some length.
+
+Left and right are the viewer's; a thing turns right when its near side goes to the right.
+"""
 
 _NOUNS = {
     Shape.SPHERE: "ball",

@@ -189,11 +189,11 @@ def _landscape(dice: Dice) -> list[SyntheticObject]:
     hue = dice.between(0.08, 0.36)
     ground = Texture(
         pattern=(Pattern.CHECKER, Pattern.MARBLE, Pattern.DOTS)[dice.below(3)],
-        color_low=color(hue, 0.5, 0.52),
-        color_high=color(hue - 0.03, 0.34, 0.84),
-        frequency=dice.between(2.4, 3.4),
-        sharpness=1.6,
-        fade_m=9.0,
+        color_low=color(hue, 0.55, 0.5),
+        color_high=color(hue - 0.04, 0.32, 0.88),
+        frequency=dice.between(3.2, 4.2),
+        phase_rad=(dice.between(0, 6.3), dice.between(0, 6.3), 0.0),
+        fade_m=10.0,
     )
     objects = [_plane("ground", "up", (0.0, 0.0, 0.0), (38.0, 38.0), ground)]
     num_hills = 9
@@ -227,10 +227,10 @@ def _sky(dice: Dice) -> Texture:
     hue = (0.56, 0.6, 0.05, 0.75)[dice.below(4)]
     return Texture(
         pattern=Pattern.MARBLE,
-        color_low=color(hue, 0.45, 0.92),
+        color_low=color(hue, 0.5, 0.9),
         color_high=color(hue, 0.08, 1.0),
-        frequency=dice.between(3.0, 4.5),
-        phase_rad=(dice.between(0, 6.3), 0.0, 0.0),
+        frequency=dice.between(5.0, 8.0),
+        phase_rad=(dice.between(0, 6.3), dice.between(0, 6.3), 0.0),
         sharpness=1.5,
     )
 

@@ -16,6 +16,10 @@ from torch import Tensor
 from .synthetic_motions import Vector
 
 
+_TINY = 1e-30
+"""Stands for 0 where a ray is parallel to a face or to a cylinder: its interval is then endless."""
+
+
 class Shape(IntEnum):
     """Unit primitives. All but PLANE are closed and convex."""
 
@@ -128,7 +132,8 @@ def leave_sphere(
 
 def _inside_slab(origin: Tensor, direction: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Interval of t with |coordinate| <= 1."""
-    inverse = 1 / direction[..., axis]
+    along = direction[..., axis]
+    inverse = 1 / along.where(along != 0, along.new_tensor(_TINY))
     middle, half = -origin[..., axis] * inverse, inverse.abs()
     return middle - half, middle + half
 
@@ -143,7 +148,7 @@ def _inside_round(
     """
     d = [direction[..., axis] for axis in axes]
     o = [origin[..., axis] for axis in axes]
-    length2 = _dot(d, d)
+    length2 = _dot(d, d).clamp_min(_TINY)
     middle = -_dot(o, d) / length2
     nearest = [a + middle * b for a, b in zip(o, d, strict=True)]
     discriminant = 1 - _dot(nearest, nearest)
