@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jaxtyping import config, install_import_hook
 
@@ -30,3 +31,49 @@ def parity_dir() -> Path:
     if not folder.is_dir():
         pytest.fail(f"MORE4D_PARITY_DIR is {value}, which is not a folder.")
     return folder
+
+
+@pytest.fixture
+def mutate():
+    """`mutate(data, rng)` damages bytes in one of the ways that files get damaged or forged."""
+
+    def change(data: bytes, rng: np.random.Generator) -> bytes:
+        out = bytearray(data)
+        # Headers decide the most, so half of all damage is near the beginning.
+        reach = min(len(out), 400) if rng.random() < 0.5 else len(out)
+        at = int(rng.integers(reach))
+        kind = rng.integers(7)
+        if kind == 0:
+            for _ in range(int(rng.integers(1, 8))):
+                out[int(rng.integers(reach))] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            del out[at:]
+        elif kind == 2:
+            extremes = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\x00\x00\xc0\x7f")
+            out[at : at + 8] = (extremes[rng.integers(len(extremes))] * 8)[:8]
+        elif kind == 3:
+            del out[at : at + int(rng.integers(1, 64))]
+        elif kind == 4:
+            out[at:at] = rng.bytes(int(rng.integers(1, 64)))
+        elif kind == 5:
+            out[at:at] = out[: int(rng.integers(1, 200))]
+        else:
+            digits = [i for i in range(reach) if 48 <= out[i] <= 57] or [at]
+            place = digits[rng.integers(len(digits))]
+            out[place : place + 1] = rng.choice([b"0", b"-1", b"9", b"99999999", b"1e9", b"nan"])
+        return bytes(out)
+
+    return change
+
+
+@pytest.fixture
+def little_memory():
+    """Give the process 1 GiB more address space than it has, so that a memory blow-up fails."""
+    resource = pytest.importorskip("resource", reason="address space is limited on Unix only")
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the size of the address space is read from /proc, which Linux has")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
