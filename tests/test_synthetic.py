@@ -233,16 +233,35 @@ def test_a_dome_has_depth_and_an_endless_sky_has_none():
     assert torch.equal(tracks.visibility[0], ~sky[0].flatten())
 
 
-def test_more_samples_smooth_edges_and_change_nothing_else():
+def test_more_samples_are_the_mean_of_a_finer_image():
     world = make_world(1)
-    cameras = world.cameras(1, 48, 64)
-    one, nine = world.view(cameras), world.view(cameras, samples=3)
-    assert torch.equal(one.depth, nine.depth)
-    assert torch.equal(one.object_index, nine.object_index)
-    edge = one.object_index[:, :, 1:] != one.object_index[:, :, :-1]
-    difference = (one.rgb - nine.rgb).abs().amax(-1)
-    inner = difference[:, :, 1:][~edge]
-    assert difference[:, :, 1:][edge].mean() > 5 * inner.mean()
+    cameras = world.cameras(2, 24, 32, dtype=torch.float64)
+    coarse = world.view(cameras, samples=3)
+    fine = world.view(cameras.resized(72, 96))
+    mean = fine.rgb.reshape(2, 24, 3, 32, 3, 3).mean((2, 4))
+    torch.testing.assert_close(coarse.rgb, mean, atol=1e-9, rtol=0)
+    assert torch.equal(coarse.depth, world.view(cameras).depth)
+
+
+def test_light_is_baked_so_a_lit_face_stays_lit_when_it_turns():
+    plain = replace(TEXTURE, color_low=(0.5, 0.5, 0.5), color_high=(0.5, 0.5, 0.5))
+    turning = solid(Shape.BOX, 1.0, position=(-1.5, 0.0, 5.0), spin_rad_s=math.pi / 2)
+    swollen = solid(
+        Shape.BOX,
+        0.5,
+        position=(1.5, 0.0, 5.0),
+        quaternion_wxyz=(0.0, 0.0, 1.0, 0.0),
+        pulse=math.log(2),
+        phase_rad=math.pi / 2,
+    )
+    boxes = [replace(box, texture=plain) for box in (turning, swollen)]
+    world = replace(world_of(*boxes), light=(0.0, 0.0, -1.0))
+    view = world.view(world.cameras(4, 17, 17))
+    assert view.object_index[0, 8, 3:14:9].tolist() == [0, 1]
+    front, right, back, left = view.rgb[:, 8, 3, 0].tolist()
+    assert front > right + 0.05 > back + 0.1
+    assert right == pytest.approx(left)
+    assert view.rgb[0, 8, 12, 0].item() == pytest.approx(front)
 
 
 @pytest.mark.parametrize("name", MOTIONS)
