@@ -1,4 +1,4 @@
-"""Video as bytes without loss: H.264 in RGB, quantiser 0.
+"""Videos as bytes in memory. Ours are written without loss: H.264 in RGB, quantiser 0.
 
 Measured on a panned photo, one thread: 25 frames of 192x256 are 0.2 MB instead of 3.7 and decode
 in 22 ms; 49 of 384x512 are 0.7 MB instead of 29 and decode in 60 ms. Lossy H.264 at 45 dB is
@@ -60,3 +60,21 @@ def decode_video(data: bytes, source: str) -> UInt8[Tensor, "frame height width 
     if not frames:
         raise FileFormatError(f"{source} is a video without frames.")
     return torch.from_numpy(np.stack(frames))
+
+
+def read_fps(data: bytes, source: str) -> float:
+    """Return the mean frame rate that a video file in memory declares.
+
+    Raises:
+        FileFormatError: the bytes are no video, or declare no rate.
+    """
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
+            rate = container.streams.video[0].average_rate
+    except (av.FFmpegError, IndexError) as e:
+        raise FileFormatError(f"{source} is not a readable video: {e}") from e
+    if not rate:
+        raise FileFormatError(f"{source} declares no frame rate.")
+    return float(rate)
