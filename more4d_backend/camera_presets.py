@@ -143,13 +143,14 @@ def _spiral(move: Move) -> PathShape:
 
 def _handheld(move: Move) -> PathShape:
     """Sums of sines with whole numbers of cycles, so that the sway is smooth and closes."""
-    num_sways = max(1, round(len(move.progress) / 24))  # 1 to 3 s each at the usual frame rates
-    harmonic = torch.tensor([1.0, 2.0, 3.0, 5.0], dtype=torch.float64)
+    slowest = max(1, round(len(move.progress) / 24))  # 1 to 3 s at the usual frame rates
+    # Numbers of cycles without a common factor, so that nothing repeats before the end.
+    cycles = torch.tensor([slowest, slowest + 1, 2 * slowest + 1, 3 * slowest + 1]).double()
     generator = torch.Generator().manual_seed(move.seed)
     phase = 2 * math.pi * torch.rand(6, 4, generator=generator, dtype=torch.float64)
-    time = 2 * math.pi * num_sways * move.progress[:, None, None]
-    sway = ((time * harmonic + phase).sin() - phase.sin()) / harmonic
-    shift, turn = (move.amplitude * sway.sum(-1)).split(3, dim=-1)
+    angle = 2 * math.pi * move.progress[:, None, None] * cycles + phase
+    sway = ((angle.sin() - phase.sin()) * (slowest / cycles) ** 1.5).sum(-1)
+    shift, turn = (move.amplitude * sway).split(3, dim=-1)
     # For small angles a quaternion is (1, half of the rotation vector).
     quaternion_wxyz = torch.cat([torch.ones_like(turn[:, :1]), 0.004 * turn], dim=-1)
     rotation = matrix_from_quaternion_wxyz(quaternion_wxyz)
