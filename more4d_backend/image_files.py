@@ -19,6 +19,7 @@ MAX_PIXELS = 2**26
 """Largest picture that is read, 67 megapixels: a few bytes can claim any size."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
+_EXPECTED = "a PNG, JPEG, WebP, TIFF, BMP or PPM picture"
 _LIMIT_BYTES = 2**30
 
 
@@ -80,16 +81,19 @@ def open_picture(path: str | os.PathLike[str]) -> "Image":
     Raises:
         FileFormatError: not such a picture, or larger than `MAX_PIXELS`.
     """
+    return open_picture_bytes(read_limited(path, _LIMIT_BYTES, _EXPECTED), str(path))
+
+
+def open_picture_bytes(data: bytes, source: str) -> "Image":
+    """Open a picture in memory. `source` is what errors call it. See `open_picture`."""
     from PIL import Image
 
-    expected = "a PNG, JPEG, WebP, TIFF, BMP or PPM picture"
-    data = read_limited(path, _LIMIT_BYTES, expected)
-    with decoding(path, expected):
+    with decoding(source, _EXPECTED):
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise FileFormatError(
-            f"{path} says that it has {width}x{height} pixels; expected at most {MAX_PIXELS}. "
+            f"{source} says that it has {width}x{height} pixels; expected at most {MAX_PIXELS}. "
             "Make it smaller first."
         )
     return image

@@ -1,6 +1,7 @@
 """Shared by all tests: run-time checks of every jaxtyping annotation, and the parity folder."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,85 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
     yield
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _random_cameras(frames: int, height: int, width: int, generator):
+    import torch
+
+    from more4d_backend.scene import Cameras
+
+    rotation, _ = torch.linalg.qr(torch.randn(frames, 3, 3, generator=generator).double())
+    rotation = rotation * torch.linalg.det(rotation)[:, None, None]
+    world_to_camera = torch.eye(4, dtype=torch.float64).repeat(frames, 1, 1)
+    world_to_camera[:, :3, :3] = rotation
+    world_to_camera[:, :3, 3] = torch.randn(frames, 3, generator=generator)
+    intrinsics = torch.tensor(
+        [[1.1 * width, 0.0, width / 2], [0, 0.9 * width, height / 2], [0, 0, 1]]
+    )
+    return Cameras(
+        world_to_camera=world_to_camera.float(),
+        intrinsics=intrinsics.repeat(frames, 1, 1),
+        height=height,
+        width=width,
+    )
+
+
+@pytest.fixture(scope="session")
+def tracks_scene():
+    """`tracks_scene(seed, frames, grid_hw, size)`: random tracks of very different speeds."""
+    import torch
+
+    from more4d_backend.scene import PointTracks, Scene4D
+
+    def make(seed: int = 0, frames: int = 5, grid_hw=(6, 7), size: float = 1.0):
+        generator = torch.Generator().manual_seed(seed)
+        count = grid_hw[0] * grid_hw[1]
+        first = size * 3 * torch.randn(count, 3, generator=generator)
+        motion = size * torch.randn(frames, count, 3, generator=generator)
+        motion *= torch.logspace(-6, 0, count)[:, None]
+        motion[0] = 0
+        return Scene4D(
+            points=PointTracks(
+                positions=first + motion,
+                colors=torch.randint(0, 256, (count, 3), generator=generator) / 255,
+                visibility=torch.rand(frames, count, generator=generator) > 0.3,
+                grid_hw=grid_hw,
+            ),
+            cameras=_random_cameras(frames, 60, 70, generator),
+            fps=23.976,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def point_maps_scene():
+    """`point_maps_scene(seed, frames, size)`: random depth, NaN where it is not valid."""
+    import torch
+
+    from more4d_backend.geometry import pixel_centers, transform_points, unproject
+    from more4d_backend.scene import PointMaps, Scene4D
+
+    def make(seed: int = 0, frames: int = 3, size: float = 1.0):
+        generator = torch.Generator().manual_seed(seed)
+        cameras = _random_cameras(frames, 9, 11, generator)
+        depth = size * torch.rand(frames, 9, 11, generator=generator).mul(5).exp()
+        in_camera = unproject(pixel_centers(9, 11), depth, cameras.intrinsics[:, None, None])
+        # Translation of the cameras has the size of the scene, as it has in real ones.
+        world_to_camera = cameras.world_to_camera.clone()
+        world_to_camera[:, :3, 3] *= size
+        cameras = replace(cameras, world_to_camera=world_to_camera)
+        valid = torch.rand(frames, 9, 11, generator=generator) > 0.2
+        positions = transform_points(in_camera, cameras.camera_to_world[:, None, None])
+        return Scene4D(
+            points=PointMaps(
+                positions=torch.where(valid[..., None], positions, torch.nan),
+                colors=torch.rand(frames, 9, 11, 3, generator=generator),
+                valid=valid,
+                confidence=torch.rand(frames, 9, 11, generator=generator) * 1e6,
+            ),
+            cameras=cameras,
+            fps=8.0,
+        )
+
+    return make

@@ -12,69 +12,10 @@ from safetensors.torch import save_file
 
 from more4d_backend.files import FileFormatError, OutputError
 from more4d_backend.geometry import pixel_centers, transform_points, unproject
-from more4d_backend.scene import Cameras, PointMaps, PointTracks, Scene4D
+from more4d_backend.scene import PointTracks, Scene4D
 from more4d_backend.scene_files import load_scene, save_scene
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def random_cameras(frames: int, height: int, width: int, generator: torch.Generator) -> Cameras:
-    rotation, _ = torch.linalg.qr(torch.randn(frames, 3, 3, generator=generator).double())
-    rotation = rotation * torch.linalg.det(rotation)[:, None, None]
-    world_to_camera = torch.eye(4, dtype=torch.float64).repeat(frames, 1, 1)
-    world_to_camera[:, :3, :3] = rotation
-    world_to_camera[:, :3, 3] = torch.randn(frames, 3, generator=generator)
-    intrinsics = torch.tensor(
-        [[1.1 * width, 0.0, width / 2], [0, 0.9 * width, height / 2], [0, 0, 1]]
-    )
-    return Cameras(
-        world_to_camera=world_to_camera.float(),
-        intrinsics=intrinsics.repeat(frames, 1, 1),
-        height=height,
-        width=width,
-    )
-
-
-def tracks_scene(seed: int = 0, frames: int = 5, grid_hw=(6, 7), size: float = 1.0) -> Scene4D:
-    generator = torch.Generator().manual_seed(seed)
-    count = grid_hw[0] * grid_hw[1]
-    first = size * 3 * torch.randn(count, 3, generator=generator)
-    motion = size * torch.randn(frames, count, 3, generator=generator)
-    motion *= torch.logspace(-6, 0, count)[:, None]
-    motion[0] = 0
-    return Scene4D(
-        points=PointTracks(
-            positions=first + motion,
-            colors=torch.randint(0, 256, (count, 3), generator=generator) / 255,
-            visibility=torch.rand(frames, count, generator=generator) > 0.3,
-            grid_hw=grid_hw,
-        ),
-        cameras=random_cameras(frames, 60, 70, generator),
-        fps=23.976,
-    )
-
-
-def point_maps_scene(seed: int = 0, frames: int = 3, size: float = 1.0) -> Scene4D:
-    generator = torch.Generator().manual_seed(seed)
-    cameras = random_cameras(frames, 9, 11, generator)
-    depth = size * torch.rand(frames, 9, 11, generator=generator).mul(5).exp()
-    in_camera = unproject(pixel_centers(9, 11), depth, cameras.intrinsics[:, None, None])
-    # Translation of the cameras has the size of the scene, as it has in real ones.
-    world_to_camera = cameras.world_to_camera.clone()
-    world_to_camera[:, :3, 3] *= size
-    cameras = replace(cameras, world_to_camera=world_to_camera)
-    valid = torch.rand(frames, 9, 11, generator=generator) > 0.2
-    positions = transform_points(in_camera, cameras.camera_to_world[:, None, None])
-    return Scene4D(
-        points=PointMaps(
-            positions=torch.where(valid[..., None], positions, torch.nan),
-            colors=torch.rand(frames, 9, 11, 3, generator=generator),
-            valid=valid,
-            confidence=torch.rand(frames, 9, 11, generator=generator) * 1e6,
-        ),
-        cameras=cameras,
-        fps=8.0,
-    )
 
 
 def keys(path) -> dict[str, str]:
@@ -85,7 +26,7 @@ def keys(path) -> dict[str, str]:
 @settings(deadline=None, max_examples=30)
 @given(seed=seeds, exponent=st.integers(-12, 12), frames=st.integers(1, 9))
 def test_tracks_come_back_within_the_stated_error_in_any_unit(
-    tmp_path_factory, seed, exponent, frames
+    tmp_path_factory, seed, exponent, frames, tracks_scene
 ):
     scene = tracks_scene(seed, frames, size=10.0**exponent)
     path = tmp_path_factory.mktemp("scene") / "scene.safetensors"
@@ -108,7 +49,7 @@ def test_tracks_come_back_within_the_stated_error_in_any_unit(
 @settings(deadline=None, max_examples=30)
 @given(seed=seeds, exponent=st.integers(-6, 6), frames=st.integers(1, 4))
 def test_point_maps_on_their_rays_come_back_within_the_stated_error(
-    tmp_path_factory, seed, exponent, frames
+    tmp_path_factory, seed, exponent, frames, point_maps_scene
 ):
     scene = point_maps_scene(seed, frames, size=10.0**exponent)
     path = tmp_path_factory.mktemp("scene") / "scene.safetensors"
@@ -131,7 +72,7 @@ def test_point_maps_on_their_rays_come_back_within_the_stated_error(
     assert relative.max() <= 2**-11
 
 
-def test_point_maps_off_their_rays_come_back_exactly(tmp_path):
+def test_point_maps_off_their_rays_come_back_exactly(tmp_path, point_maps_scene):
     scene = point_maps_scene()
     positions = scene.points.positions.clone()
     where = scene.points.valid.nonzero()[0]
@@ -144,7 +85,9 @@ def test_point_maps_off_their_rays_come_back_exactly(tmp_path):
     assert back.confidence is None
 
 
-def test_point_maps_behind_the_camera_or_of_another_size_keep_their_positions(tmp_path):
+def test_point_maps_behind_the_camera_or_of_another_size_keep_their_positions(
+    tmp_path, point_maps_scene
+):
     scene = point_maps_scene()
     behind = replace(scene.points, positions=2 * scene.cameras.camera_to_world[:, None, None, :3, 3]
                      - scene.points.positions)  # fmt: skip
@@ -158,7 +101,7 @@ def test_point_maps_behind_the_camera_or_of_another_size_keep_their_positions(tm
         )
 
 
-def test_a_point_that_appears_later_keeps_its_positions(tmp_path):
+def test_a_point_that_appears_later_keeps_its_positions(tmp_path, tracks_scene):
     scene = tracks_scene()
     positions = scene.points.positions.clone()
     positions[:3, 4] = torch.nan
@@ -173,7 +116,7 @@ def test_a_point_that_appears_later_keeps_its_positions(tmp_path):
     assert torch.allclose(back.positions[visibility], positions[visibility], rtol=0, atol=2e-3)
 
 
-def test_one_point_that_flies_off_does_not_spoil_the_others(tmp_path):
+def test_one_point_that_flies_off_does_not_spoil_the_others(tmp_path, tracks_scene):
     scene = tracks_scene()
     positions = scene.points.positions.clone()
     positions[2, 0, 1] = 1e9
@@ -186,7 +129,7 @@ def test_one_point_that_flies_off_does_not_spoil_the_others(tmp_path):
     assert torch.allclose(back[:, 1:], positions[:, 1:], rtol=1e-6, atol=1e-6)
 
 
-def test_convention_keys_and_bytes_of_a_tracks_file(tmp_path):
+def test_convention_keys_and_bytes_of_a_tracks_file(tmp_path, tracks_scene):
     """The layout that docs/scene-files.md promises to other programs, with exact numbers."""
     scene = Scene4D(
         points=PointTracks(
@@ -194,7 +137,7 @@ def test_convention_keys_and_bytes_of_a_tracks_file(tmp_path):
             colors=torch.tensor([[1.0, 0.0, 0.2]]).repeat(9, 1),
             visibility=torch.tensor([[True] + [False] * 8, [False] * 8 + [True]]),
         ),
-        cameras=random_cameras(2, 60, 70, torch.Generator().manual_seed(0)),
+        cameras=tracks_scene(frames=2).cameras,
         fps=24.0,
     )
     save_scene(tmp_path / "a.safetensors", scene)
@@ -211,7 +154,7 @@ def test_convention_keys_and_bytes_of_a_tracks_file(tmp_path):
         assert file.get_tensor("tracks.colors")[0].tolist() == [255, 0, 51]
 
 
-def test_a_loaded_scene_does_not_change_with_its_file(tmp_path):
+def test_a_loaded_scene_does_not_change_with_its_file(tmp_path, point_maps_scene):
     path = tmp_path / "a.safetensors"
     scene = point_maps_scene()
     positions = scene.points.positions + 1
@@ -224,7 +167,7 @@ def test_a_loaded_scene_does_not_change_with_its_file(tmp_path):
     assert torch.equal(back.cameras.world_to_camera, scene.cameras.world_to_camera)
 
 
-def test_visible_points_that_are_not_finite_are_not_saved(tmp_path):
+def test_visible_points_that_are_not_finite_are_not_saved(tmp_path, tracks_scene):
     scene = tracks_scene()
     positions = scene.points.positions.clone()
     visibility = torch.ones_like(scene.points.visibility)
@@ -235,7 +178,7 @@ def test_visible_points_that_are_not_finite_are_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_save_that_fails_leaves_the_older_file(tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_the_older_file(tmp_path, monkeypatch, tracks_scene):
     path = tmp_path / "a.safetensors"
     save_scene(path, tracks_scene())
     before = path.read_bytes()
@@ -251,7 +194,7 @@ def test_a_save_that_fails_leaves_the_older_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_empty_scenes_and_other_suffixes_are_refused(tmp_path):
+def test_empty_scenes_and_other_suffixes_are_refused(tmp_path, tracks_scene):
     scene = tracks_scene()
     with pytest.raises(OutputError, match=r"does not end in \.safetensors"):
         save_scene(tmp_path / "a.npz", scene)
@@ -343,7 +286,9 @@ def nan_at(tensor):
         (say("format", "pt"), "is not a More4D scene"),
     ],
 )  # fmt: skip
-def test_damaged_scenes_are_refused_by_what_is_wrong(tmp_path, as_users_run_it, change, message):
+def test_damaged_scenes_are_refused_by_what_is_wrong(
+    tmp_path, as_users_run_it, change, message, tracks_scene
+):
     path = tmp_path / "a.safetensors"
     scene = tracks_scene()
     visible = torch.ones_like(scene.points.visibility)
@@ -364,7 +309,9 @@ def test_damaged_scenes_are_refused_by_what_is_wrong(tmp_path, as_users_run_it, 
         (lambda t, m: t.pop("point_maps.log_depth"), "missing tensors"),
     ],
 )
-def test_damaged_point_maps_are_refused(tmp_path, as_users_run_it, change, message):
+def test_damaged_point_maps_are_refused(
+    tmp_path, as_users_run_it, change, message, point_maps_scene
+):
     path = tmp_path / "a.safetensors"
     scene = point_maps_scene()
     everywhere = replace(
@@ -409,12 +356,12 @@ def forged_header(data: bytes, rng: np.random.Generator) -> bytes:
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
-@pytest.mark.parametrize("make", [tracks_scene, point_maps_scene])
+@pytest.mark.parametrize("kind", ["tracks_scene", "point_maps_scene"])
 def test_no_mutation_raises_anything_but_the_documented_error(
-    tmp_path, as_users_run_it, little_memory, mutate, make
+    tmp_path, as_users_run_it, little_memory, mutate, request, kind
 ):
     path = tmp_path / "a.safetensors"
-    save_scene(path, make(frames=3))
+    save_scene(path, request.getfixturevalue(kind)(frames=3))
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     refused = 0
@@ -429,7 +376,7 @@ def test_no_mutation_raises_anything_but_the_documented_error(
     assert 1200 < refused < 2400
 
 
-def test_a_repeated_camera_and_float64_positions_are_saved(tmp_path):
+def test_a_repeated_camera_and_float64_positions_are_saved(tmp_path, tracks_scene):
     scene = tracks_scene()
     scene = replace(
         scene,
