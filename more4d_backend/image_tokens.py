@@ -1,12 +1,12 @@
 """An image to the 257 tokens by which the Wan networks see it: CLIP ViT-H/14, one layer short."""
 
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
@@ -15,8 +15,14 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+@runtime_checkable
 class ImageTokenEncoder(Protocol):
     """Anything that makes image tokens."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network inside, for whoever decides on which device it is."""
+        ...
 
     def encode(self, image: Float[Tensor, "height width 3"]) -> Float[Tensor, "1 token token_dim"]:
         """Encode one image, sRGB in [0, 1]."""

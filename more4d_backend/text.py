@@ -3,11 +3,11 @@
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
@@ -22,8 +22,14 @@ class PromptError(ValueError):
     """A text that cannot be a prompt."""
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Anything that makes text tokens."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network inside, for whoever decides on which device it is."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Float[Tensor, "prompt 512 text_dim"]:
         """Encode texts, the empty one too; tokens after a text's end are zero."""

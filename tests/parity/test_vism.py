@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from more4d_backend.vism.conditioning import mask_latent, masked_video
 from more4d_backend.vism.lora import load_lora, merge_lora, released_names, unmerge_lora
 from more4d_backend.weight_files import stored
 from more4d_backend.weight_keys import WAN_TRANSFORMER, renamed
@@ -102,3 +103,11 @@ def test_the_recorded_lora_has_a_part_for_each_of_its_modules(parity_dir, transf
     with safe_open(parity_dir / "vism_lora.safetensors", "pt") as file:
         names = {k.split(".")[1] for k in file.keys() if k.startswith("lora.")}
     assert names == set(released_names(transformer))
+
+
+def test_masked_video_and_mask_latent_are_those_of_the_reference(parity_dir):
+    recorded = load_file(parity_dir / "vism_conditioning.safetensors")
+    rendered = recorded["in.rendered_01"][0].permute(1, 2, 3, 0)  # F H W C
+    hole_mask = recorded["in.hole_mask"][0, 0] > 0.5
+    assert torch.equal(mask_latent(hole_mask), recorded["out.mask_latent"])
+    assert torch.equal(masked_video(rendered, hole_mask), recorded["out.masked_video"])
