@@ -19,8 +19,9 @@ from .sizes import IMAGE_TOKENS
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, each (1, S, 1, D) with every number twice, as diffusers' Wan makes them."""
+Rotation = tuple[Any, ...]
+"""Cosines and sines, each (1, S, 1, D) with every number twice, as diffusers' Wan makes them; what
+follows them is not for attention."""
 
 
 class WanProcessor(WanAttnProcessor):
@@ -63,9 +64,8 @@ class WanProcessor(WanAttnProcessor):
 
 def use_wan_processor(transformer: "WanTransformer3DModel") -> None:
     """Give every attention of a Wan transformer this module's processor."""
-    for block in transformer.blocks:
-        block.attn1.set_processor(WanProcessor())
-        block.attn2.set_processor(WanProcessor())
+    processor: Any = WanProcessor()
+    transformer.set_attn_processor(processor)
 
 
 def rotate(
@@ -73,19 +73,19 @@ def rotate(
 ) -> Float[Tensor, "B S H D"]:
     """Turn neighbouring channels as pairs, in float32, by rotary position embedding."""
     cos, sin = cos[..., 0::2], sin[..., 1::2]
-    if x.is_cuda and not torch.compiler.is_compiling():
-        return _rotate_complex(x, cos, sin)
-    return _rotate_real(x, cos, sin)
+    if torch.compiler.is_compiling() or x.device.type == "mps":
+        return _rotate_real(x, cos, sin)
+    return _rotate_complex(x, cos, sin)
 
 
 def _rotate_complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    # Without a compiler this moves half the bytes of the same in real numbers: three passes.
+    # Without a compiler this is three passes, where the same in real numbers takes eight.
     pairs = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).type_as(x)
 
 
 def _rotate_real(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    # One fused pass when compiled; inductor has no code for complex numbers.
+    # One fused pass when compiled; inductor and Apple's GPUs do not know complex numbers.
     pairs = x.to(cos.dtype).unflatten(-1, (-1, 2))
     turned = pairs * cos[..., None] + pairs.flip(-1) * torch.stack((-sin, sin), dim=-1)
     return turned.flatten(-2).type_as(x)
@@ -104,7 +104,7 @@ def _project(
     return attn.to_q(hidden_states), key, value
 
 
-def _project_image(attn: "WanAttention", image: Tensor) -> tuple[Tensor, Tensor]:
+def _project_image(attn: Any, image: Tensor) -> tuple[Tensor, Tensor]:
     if attn.fused_projections:
         key, value = attn.to_added_kv(image).chunk(2, dim=-1)
         return key, value

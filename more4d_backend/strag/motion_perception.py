@@ -51,22 +51,21 @@ class Guidance:
         return Guidance(features=self.features.to(target), unguided_frame=self.unguided_frame)
 
 
-class FeatureAdapter(nn.Module):
+class FeatureAdapter(nn.ModuleDict):
     """Image features to what guides the blocks; keys `0` and `2` are those of the released file."""
 
     def __init__(self, dim: int = 768, feature_dim: int = 768, operations: Any = nn) -> None:
-        super().__init__()
-        self.add_module("0", operations.Conv2d(dim, feature_dim, 3, padding=1))
-        self.add_module("2", operations.Conv2d(feature_dim, feature_dim, 3, padding=1))
+        first = operations.Conv2d(dim, feature_dim, 3, padding=1)
+        super().__init__(
+            {"0": first, "2": operations.Conv2d(feature_dim, feature_dim, 3, padding=1)}
+        )
 
     def forward(
         self, features: Float[Tensor, "B patch C"], grid_hw: tuple[int, int]
     ) -> Float[Tensor, "B N feature"]:
         """Return features at the `grid_hw` tokens of a latent frame, row by row."""
         square = rearrange(features, "b (h w) c -> b c h w", h=GRID)
-        first, second = self._modules["0"], self._modules["2"]
-        assert first is not None and second is not None
-        adapted = second(F.silu(first(square)))
+        adapted = self["2"](F.silu(self["0"](square)))
         resized = F.interpolate(adapted, size=grid_hw, mode="bilinear", align_corners=False)
         return rearrange(resized, "b c h w -> b (h w) c")
 
@@ -120,8 +119,10 @@ class _Running(threading.local):
 _running = _Running()
 
 
-class guidance_scope:  # noqa: N801
+class guidance_scope:
     """Let guided blocks that this thread calls inside see `guidance`; None is no guidance."""
+
+    # A class, because older versions of torch.compile cannot see through `@contextmanager`.
 
     def __init__(self, guidance: Guidance | None) -> None:
         self.guidance = guidance
@@ -181,4 +182,4 @@ def _guide_input(module: nn.Module, guidance: SpatialGuidance) -> None:
     # hook keeps one compiled graph for all blocks: torch guards on the ids of hooks, which differ.
     module.__class__ = _guided(type(module))
     # In a tuple, or it would be registered a second time under another name.
-    module._spatial_guidance = (guidance,)
+    module.__dict__["_spatial_guidance"] = (guidance,)

@@ -16,7 +16,8 @@ New parameters have the released names: `ref_conv`, `feature_adapter`, `omnimae_
 Axes: latents (batch, channel, frame, height, width).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..weight_files import WeightsError, first_five
+from ..weight_files import StoredTensor, WeightsError, stored
+from ..weights import load_into
 from .attention import use_wan_processor
 from .motion_perception import (
     FeatureAdapter,
@@ -43,25 +45,9 @@ from .motion_perception import (
     guide_block,
 )
 from .omnimae import OmniMAE
-from .sizes import StragSize
+from .sizes import FUN_CONTROL_CHANNELS, StragSize
 
 REFERENCE_CHANNELS = 16
-
-STRAG_KEY_RENAMES = (
-    ("ref_conv", "ref_conv"),
-    ("feature_adapter", "feature_adapter"),
-    ("omnimae_extractor", "omnimae_extractor"),
-    ("blocks.{n}.spatial_guidance_self", "blocks.{n}.spatial_guidance_self"),
-    ("blocks.{n}.spatial_guidance_ffn", "blocks.{n}.spatial_guidance_ffn"),
-)
-"""Rows (released prefix, prefix in `StragTransformer`) to add to those of the plain Wan model."""
-
-STRAG_DROPPED_KEYS = (
-    "omnimae_extractor.trunk.mask_token",
-    "omnimae_extractor.trunk.decoder",
-    "omnimae_extractor.head",
-)
-"""Prefixes of released parameters that only OmniMAE's own training needs."""
 
 
 class GuidedRotation(NamedTuple):
@@ -100,7 +86,7 @@ class StragTransformer(WanTransformer3DModel):
     @register_to_config
     def __init__(
         self,
-        patch_size: tuple[int, ...] = (1, 2, 2),
+        patch_size: Sequence[int] = (1, 2, 2),
         num_attention_heads: int = 40,
         attention_head_dim: int = 128,
         in_channels: int = 64,
@@ -122,7 +108,7 @@ class StragTransformer(WanTransformer3DModel):
         feature_dim: int = 768,
     ) -> None:
         super().__init__(
-            patch_size=patch_size,
+            patch_size=tuple(patch_size),
             num_attention_heads=num_attention_heads,
             attention_head_dim=attention_head_dim,
             in_channels=in_channels,
@@ -140,13 +126,13 @@ class StragTransformer(WanTransformer3DModel):
             pos_embed_seq_len=pos_embed_seq_len,
         )
         dim = num_attention_heads * attention_head_dim
+        frames, height, width = patch_size
         self.omnimae_extractor = OmniMAE(perception_dim, perception_depth, perception_heads)
         self.feature_adapter = FeatureAdapter(perception_dim, feature_dim)
-        self.ref_conv = nn.Conv2d(
-            REFERENCE_CHANNELS, dim, kernel_size=patch_size[1:], stride=patch_size[1:]
-        )
-        self.patch_embedding = _PatchEmbedding(in_channels, dim, patch_size, self.ref_conv)
-        self.rope = _GuidedRotaryEmbedding(attention_head_dim, patch_size, rope_max_seq_len)
+        patch_hw, patch = (height, width), (frames, height, width)
+        self.ref_conv = nn.Conv2d(REFERENCE_CHANNELS, dim, kernel_size=patch_hw, stride=patch_hw)
+        self.patch_embedding = _PatchEmbedding(in_channels, dim, patch, self.ref_conv)
+        self.rope = _GuidedRotaryEmbedding(attention_head_dim, patch, rope_max_seq_len)
         for block in self.blocks:
             guide_block(block, dim=dim, feature_dim=feature_dim)
             block.forward = MethodType(_run_in_scope, block)
@@ -198,44 +184,46 @@ class StragTransformer(WanTransformer3DModel):
                 "To drop the image, pass zeros."
             )
         with guidance_scope(None if guidance is None else guidance.to(hidden_states)):
-            (velocity,) = super().forward(
+            output: Any = super().forward(
                 _with_reference(hidden_states, reference_latent),
-                timestep,
+                timestep,  # pyright: ignore[reportArgumentType]
                 encoder_hidden_states,
                 encoder_hidden_states_image,
                 return_dict=False,
                 attention_kwargs=attention_kwargs,
             )
-        velocity = velocity[:, :, 1:]
+        velocity: Tensor = output[0][:, :, 1:]
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     @classmethod
     def from_fun_control(
-        cls, base: Mapping[str, Tensor], omnimae: Mapping[str, Tensor], size: StragSize
+        cls,
+        base: Mapping[str, StoredTensor],
+        omnimae: Mapping[str, StoredTensor],
+        size: StragSize,
+        *,
+        dtype: torch.dtype | None = None,
     ) -> "StragTransformer":
-        """Start training from a 48-channel Fun-Control model, given by this class's names.
+        """Start training from a 48-channel Fun-Control model and the published image encoder.
 
-        The new input channels start at zero and the gates of guidance at almost zero, so that at
-        first the model computes what its base does, while gradients reach every new parameter.
-        `omnimae` is the published image encoder; tensors are used in place, not copied.
+        Both by the names of the library classes (`weights.load_weights`). The new input channels
+        start at zero and the gates of guidance at almost zero, so that at first the model computes
+        what its base does, while gradients reach every new parameter. `dtype` None keeps that of
+        the files.
 
         Raises:
-            WeightsError: parameters of the base are missing, unknown or of another size.
+            WeightsError: parameters are missing, unknown or of another size.
         """
         from accelerate import init_empty_weights
 
         with init_empty_weights(include_buffers=False):
             model = cls(**size.config())
-        dtype = base["proj_out.weight"].dtype if "proj_out.weight" in base else None
-        fresh = {f"omnimae_extractor.{name}": tensor for name, tensor in omnimae.items()}
-        fresh |= _new_parameters(size, dtype)
-        state = {**base, **fresh}
-        if "patch_embedding.weight" in base:
-            state["patch_embedding.weight"] = _widened(
-                base["patch_embedding.weight"], size.wan.in_channels
-            )
-        _check_complete(state, model.state_dict(), overlap=base.keys() & fresh.keys())
-        model.load_state_dict(state, strict=True, assign=True)
+        given = dict(base)
+        if (patches := base.get("patch_embedding.weight")) is not None:
+            given["patch_embedding.weight"] = _with_zero_channels(patches, size.wan.in_channels)
+        given |= {f"omnimae_extractor.{name}": tensor for name, tensor in omnimae.items()}
+        given |= stored(_new_parameters(size))
+        load_into(model, given, source="A Fun-Control model with OmniMAE", dtype=dtype)
         return model
 
 
@@ -243,10 +231,9 @@ class _PatchEmbedding(nn.Conv3d):
     """Tokens of a video whose first latent frame is the reference."""
 
     def __init__(
-        self, in_channels: int, dim: int, patch_size: tuple[int, ...], ref_conv: nn.Conv2d
+        self, in_channels: int, dim: int, patch: tuple[int, int, int], ref_conv: nn.Conv2d
     ) -> None:
-        size = (patch_size[0], patch_size[1], patch_size[2])
-        super().__init__(in_channels, dim, kernel_size=size, stride=size)
+        super().__init__(in_channels, dim, kernel_size=patch, stride=patch)
         # In a tuple: its parameters belong to the transformer, by their released name.
         self._ref_conv = (ref_conv,)
 
@@ -256,8 +243,12 @@ class _PatchEmbedding(nn.Conv3d):
 
 
 class _GuidedRotaryEmbedding(WanRotaryPosEmbed):
-    def forward(self, hidden_states: Tensor) -> GuidedRotation:
-        return GuidedRotation(*super().forward(hidden_states), current_guidance())
+    def forward(self, hidden_states: Tensor) -> Any:
+        cos, sin = super().forward(hidden_states)
+        return GuidedRotation(cos, sin, current_guidance())
+
+
+_block_forward: Any = WanTransformerBlock.forward
 
 
 def _run_in_scope(
@@ -268,9 +259,7 @@ def _run_in_scope(
     rotary_emb: GuidedRotation,
 ) -> Tensor:
     with guidance_scope(rotary_emb.guidance):
-        return type(block).forward(
-            block, hidden_states, encoder_hidden_states, temb, rotary_emb
-        )
+        return _block_forward(block, hidden_states, encoder_hidden_states, temb, rotary_emb)
 
 
 def _with_reference(hidden_states: Tensor, reference_latent: Tensor) -> Tensor:
@@ -279,7 +268,7 @@ def _with_reference(hidden_states: Tensor, reference_latent: Tensor) -> Tensor:
     return torch.cat([leading.unsqueeze(2), hidden_states], dim=2)
 
 
-def _new_parameters(size: StragSize, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _new_parameters(size: StragSize) -> dict[str, Tensor]:
     new = nn.Module()
     new.feature_adapter = FeatureAdapter(size.perception.dim, size.perception.feature_dim)
     new.blocks = nn.ModuleList()
@@ -287,28 +276,16 @@ def _new_parameters(size: StragSize, dtype: torch.dtype | None) -> dict[str, Ten
         block = nn.ModuleDict({"attn1": nn.Identity(), "ffn": nn.Identity()})
         guide_block(block, dim=size.wan.dim, feature_dim=size.perception.feature_dim)
         new.blocks.append(block)
-    return new.to(dtype).state_dict()
+    return new.state_dict()
 
 
-def _widened(weight: Tensor, in_channels: int) -> Tensor:
-    return F.pad(weight, (0, 0, 0, 0, 0, 0, 0, in_channels - weight.shape[1]))
-
-
-def _check_complete(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], overlap: set[str]
-) -> None:
-    problems = {
-        "missing": wanted.keys() - state.keys(),
-        "unknown": (state.keys() - wanted.keys()) | overlap,
-        "of another size": {
-            name
-            for name in state.keys() & wanted.keys()
-            if state[name].shape != wanted[name].shape
-        },
-    }
-    told = [f"{len(n)} are {what}: {first_five(sorted(n))}" for what, n in problems.items() if n]
-    if told:
+def _with_zero_channels(weight: StoredTensor, in_channels: int) -> StoredTensor:
+    extra = in_channels - FUN_CONTROL_CHANNELS
+    if weight.shape[1] != FUN_CONTROL_CHANNELS:
         raise WeightsError(
-            f"The parameters do not make up a 4D-STraG transformer; {'; '.join(told)}. Give a "
-            "48-channel Fun-Control model with ref_conv, and an OmniMAE encoder, of this size."
+            f"The base model takes {weight.shape[1]} input channels; a Fun-Control model takes "
+            f"{FUN_CONTROL_CHANNELS}. Give Wan2.1-Fun-Control weights."
         )
+    # The depth latent comes last, so the channels that the base knows stay where they are.
+    widened = (weight.shape[0], in_channels, *weight.shape[2:])
+    return replace(weight, shape=widened, read=lambda: F.pad(weight.read(), (0,) * 7 + (extra,)))
