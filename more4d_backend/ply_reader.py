@@ -1,6 +1,7 @@
 """Point clouds and 3D Gaussians of any program, from PLY files."""
 
 import io
+import itertools
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ _log = logging.getLogger(__name__)
 _EXPECTED = "a PLY point cloud"
 _LIMIT_BYTES = 4 * 2**30
 _LIMIT_HEADER_BYTES = 2**16
+_LARGEST = 1e15
 _KINDS = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2",
     "ushort": "u2", "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4",
@@ -46,7 +48,8 @@ def load_ply(path: str | os.PathLike[str]) -> PointTracks:
     """Read the vertices of a PLY file, text or binary, as points of one frame.
 
     Colours are read from red, green, blue (integers, or floats in [0, 1]) or from f_dc_0..2 of
-    3D Gaussians; without either, points are grey. Vertices that are not finite become invisible.
+    3D Gaussians; without either, points are grey. Vertices that are NaN or beyond
+    1e15, whose squares float32 cannot hold, become invisible.
 
     Raises:
         FileFormatError: not PLY, damaged, truncated, or without x, y, z or vertices.
@@ -62,9 +65,9 @@ def load_ply(path: str | os.PathLike[str]) -> PointTracks:
     if colors is None:
         _log.info("%s has no colours; its points are grey.", path)
         colors = torch.full_like(positions, 0.5)
-    visible = positions.isfinite().all(-1)
+    visible = (positions.abs() <= _LARGEST).all(-1)
     if not visible.all():
-        _log.warning("%s: %d vertices are not finite.", path, int((~visible).sum()))
+        _log.warning("%s: %d vertices are NaN or beyond %g.", path, int((~visible).sum()), _LARGEST)
     return PointTracks(positions=positions[None], colors=colors, visibility=visible[None])
 
 
@@ -149,13 +152,8 @@ def _read_rows(data: bytes, header: _Header) -> dict[str, np.ndarray]:
     if not header.is_text:
         rows = np.frombuffer(data, header.dtype, header.count, header.end)
         return {name: rows[name] for name in names}
-    table = np.loadtxt(
-        io.BytesIO(data[header.end :]),
-        comments=None,
-        ndmin=2,
-        max_rows=header.count,
-        encoding="ascii",
-    )
+    lines = itertools.islice(io.BytesIO(data[header.end :]), header.count)
+    table = np.loadtxt(lines, comments=None, ndmin=2, encoding="ascii")
     if table.shape != (header.count, len(names)):
         raise ValueError(f"it has {len(table)} vertices of the {header.count} that it claims")
     return dict(zip(names, table.T, strict=True))
