@@ -62,7 +62,7 @@ class EncoderAdapter(nn.Module):
         self, motion: Float[Tensor, "batch 3 frame height width"]
     ) -> Float[Tensor, "batch 3 frame height width"]:
         """Return `2 * sigmoid(h + motion) - 1`, written as the tanh that it is."""
-        return _per_frame(self._frames, motion.to(self.conv_in.weight.dtype))
+        return _per_frame(self._frames, motion.to(self.conv_in.weight))
 
     def _frames(self, motion: Float[Tensor, "image 3 height width"]) -> Tensor:
         hidden = self.down[0](self.conv_in(motion))
@@ -83,7 +83,7 @@ class DecoderAdapter(nn.Module):
         self, video: Float[Tensor, "batch 3 frame height width"]
     ) -> Float[Tensor, "batch 3 frame height width"]:
         """Return normalised motion; it has no bounds."""
-        return _per_frame(self._frames, video.to(self.conv_in.weight.dtype))
+        return _per_frame(self._frames, video.to(self.conv_in.weight))
 
     def _frames(self, video: Float[Tensor, "image 3 height width"]) -> Tensor:
         hidden = self.up[0](self.conv_in(video))
