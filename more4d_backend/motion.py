@@ -109,12 +109,17 @@ def _factor(
     else:
         focal_x, focal_y = normalization.focal_xy
     scale = depth.new_tensor([focal_x, focal_y, 1.0])
-    return scale / _usable_depth(depth, normalization)[..., None]
+    return scale / repaired_depth(depth, normalization)[..., None]
 
 
-def _usable_depth(
+def repaired_depth(
     depth: Float[Tensor, "*point"], normalization: MotionNormalization
 ) -> Float[Tensor, "*point"]:
+    """Depth to divide by: what `normalization.depth_repair` makes of unusable values.
+
+    Raises:
+        MotionError: `depth_repair` is `floor` and no point has a positive depth.
+    """
     if normalization.depth_repair == "one":
         return depth.where(depth.isfinite() & (depth != 0), torch.ones_like(depth))
     valid = depth.isfinite() & (depth > 0)
