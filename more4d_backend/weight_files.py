@@ -1,7 +1,7 @@
 """Weight files as they lie on disk: names, shapes, dtypes, and tensors read one at a time.
 
-safetensors, torch files (`.pth`, `.pt`, `.bin`, `.ckpt`, `.torch`; never with code in them), and the
-sharded form of either. Knows nothing of what the names mean; see weight_kinds.py and weight_keys.py.
+safetensors, torch files (`.pth`, `.pt`, `.bin`, `.ckpt`, `.torch`; never with code in them), and
+the sharded form of either. What names mean is known to weight_kinds.py and weight_keys.py.
 """
 
 import hashlib
@@ -177,7 +177,7 @@ def _open_safetensors(path: Path) -> WeightFile:
     try:
         file = safe_open(path, "pt")
         metadata = file.metadata() or {}
-        tensors = {name: _described(file, name, path) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: _described(file, name, path) for name in file.keys()}
     except (SafetensorError, OSError) as e:
         raise WeightsError(
             f"{path} is not a whole safetensors file: {e}. It may be truncated; download it again."

@@ -7,12 +7,8 @@ one direction does the other undoes.
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 
-import torch
-from torch import Tensor
-
-from .weight_files import StoredTensor, WeightsError, first_five
+from .weight_files import StoredTensor, WeightsError
 
 Table = tuple[tuple[str, str], ...]
 Shape = tuple[int, ...]
@@ -46,6 +42,16 @@ WAN_TRANSFORMER: Table = (
     ("head.modulation", "scale_shift_table"),
     ("head.head", "proj_out"),
 )
+
+STRAG_TRANSFORMER: Table = (
+    *WAN_TRANSFORMER,
+    ("ref_conv", "ref_conv"),
+    ("feature_adapter", "feature_adapter"),
+    ("omnimae_extractor", "omnimae_extractor"),
+    ("blocks.{n}.spatial_guidance_self", "blocks.{n}.spatial_guidance_self"),
+    ("blocks.{n}.spatial_guidance_ffn", "blocks.{n}.spatial_guidance_ffn"),
+)
+"""Motion perception keeps its released names."""
 
 _RESIDUAL: Table = (
     (".residual.0", ".norm1"),
@@ -145,22 +151,16 @@ def renamer(table: Table, *, inverse: bool = False) -> Callable[[str], str | Non
 def renamed(
     tensors: Mapping[str, StoredTensor], table: Table, *, inverse: bool = False
 ) -> dict[str, StoredTensor]:
-    """Give tensors their names in the other layout.
+    """Give tensors their names in the other layout; names without a row stay as they are.
 
     Raises:
-        WeightsError: a name that the table does not know, or two that become one.
+        WeightsError: two names become one.
     """
     rename = renamer(table, inverse=inverse)
     result: dict[str, StoredTensor] = {}
-    unknown = []
     for name, tensor in tensors.items():
-        new = rename(name)
-        if new is None:
-            unknown.append(name)
-        elif new in result:
+        new = rename(name) or name
+        if new in result:
             raise WeightsError(f"Two names become {new}; one of them is {name}.")
-        else:
-            result[new] = tensor
-    if unknown:
-        raise WeightsError(f"{len(unknown)} names are not of this layout: {first_five(unknown)}.")
+        result[new] = tensor
     return result

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Literal
 
 from .weight_files import StoredTensor, WeightFile, WeightsError, first_five
@@ -11,7 +11,7 @@ Names = Literal["original", "diffusers"]
 """Whose names a file uses: the authors', or those of the diffusers and transformers classes."""
 
 
-class WeightKind(str, Enum):
+class WeightKind(StrEnum):
     """Kinds of weight files that this project knows. The value is the word used on wires."""
 
     STRAG = "strag"
@@ -43,12 +43,12 @@ _LABELS = {
     WeightKind.FUN_CONTROL: "a Wan2.1 Fun-Control transformer (48 input channels)",
     WeightKind.FUN_INP: "a Wan2.1 Fun-InP or image-to-video transformer (36 input channels)",
     WeightKind.WAN: "another Wan transformer",
-    WeightKind.VISM_LORA: "the 4D-ViSM LoRA",
+    WeightKind.VISM_LORA: "the 4D-ViSM LoRA (or another Wan2.1-Fun LoRA; their names are alike)",
     WeightKind.OTHER_LORA: "a LoRA for another model",
     WeightKind.MOTION_VAE: "the motion VAE with both adapters",
     WeightKind.ENCODER_ADAPTER: "the motion VAE's encoder adapter alone (encoder_prompt)",
     WeightKind.DECODER_ADAPTER: "the motion VAE's decoder adapter alone (decoder_prompt)",
-    WeightKind.WAN_VAE: "a Wan2.1 VAE",
+    WeightKind.WAN_VAE: "a Wan2.1 VAE (plain, or the motion VAE's without its adapters)",
     WeightKind.UMT5: "the UMT5 text encoder",
     WeightKind.CLIP_VISION: "the CLIP ViT-H/14 image encoder",
     WeightKind.OMNIMAE: "the OmniMAE image features",
@@ -142,7 +142,12 @@ _RULES: tuple[tuple[WeightKind, Names, tuple[str, ...]], ...] = (
     ),
 )
 
-_LORA_PARTS = ("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down.weight")
+_LORA_PARTS: tuple[str, ...] = (
+    "lora_down.weight",
+    "lora_A.weight",
+    "lora_A.default.weight",
+    "lora.down.weight",
+)
 
 
 def recognize(file: WeightFile) -> Recognized:
@@ -150,8 +155,8 @@ def recognize(file: WeightFile) -> Recognized:
     if file.metadata.get("format", "").startswith("more4d-scene"):
         return Recognized(kind=WeightKind.SCENE, names="original")
     if any(name.endswith(_LORA_PARTS) for name in file.tensors):
-        # The reference wraps the bare transformer, so its root name is empty: two underscores.
-        own = all(name.startswith("lora_unet__") for name in file.tensors)
+        # The reference's trainer names the root module "": hence two underscores.
+        own = "lora_unet__blocks_0_self_attn_q.lora_down.weight" in file.tensors
         kind = WeightKind.VISM_LORA if own else WeightKind.OTHER_LORA
         return Recognized(kind=kind, names="original")
     for prefix in _PREFIXES:
@@ -187,16 +192,16 @@ def expect(file: WeightFile, *kinds: WeightKind) -> Recognized:
 def _transformer(tensors: Mapping[str, StoredTensor]) -> tuple[WeightKind, Names] | None:
     names: Names
     if "blocks.0.self_attn.q.weight" in tensors:
-        names, guidance = "original", "blocks.0.spatial_guidance_self.gate"
+        names = "original"
     elif "blocks.0.attn1.to_q.weight" in tensors:
-        names, guidance = "diffusers", "blocks.0.attn1.guidance.gate"
+        names = "diffusers"
     else:
         return None
     embedding = tensors.get("patch_embedding.weight")
     if embedding is None or len(embedding.shape) != 5:
         return None
     channels = embedding.shape[1]
-    if guidance in tensors or channels == 64:
+    if "blocks.0.spatial_guidance_self.gate" in tensors or channels == 64:
         return WeightKind.STRAG, names
     by_channels = {48: WeightKind.FUN_CONTROL, 36: WeightKind.FUN_INP}
     return by_channels.get(channels, WeightKind.WAN), names

@@ -1,0 +1,179 @@
+"""Carry out a device plan: put networks where it says, and bring them in while they are used."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .devices import DevicePlan, DevicePlanError, RunSizes
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
+_log = logging.getLogger(__name__)
+
+_STEP_BYTES_PER_CHANNEL = 26
+"""Live bytes per token and channel at the peak of a Wan block in bf16: the float32 norm,
+modulation and residual, the three projections, and rotary embedding's temporaries."""
+
+_VAE_BYTES_PER_PIXEL = 4_000
+"""Live bytes per pixel of a frame at the peak of decoding, at 96 channels and 16 bits: the decoder
+makes four frames at a time, and holds input, output, norm and the cached frames of a layer."""
+
+_TILE_PIXELS = 256 * 256
+"""diffusers' default tile."""
+
+
+def run_sizes(
+    *,
+    denoiser: nn.Module,
+    vae: nn.Module | None = None,
+    encoders: Sequence[nn.Module] = (),
+    num_tokens: int,
+    size_hw: tuple[int, int],
+    dtype: torch.dtype,
+) -> RunSizes:
+    """Estimate what a run needs. Works on modules without values (meta device) too.
+
+    `num_tokens`: of the transformer, reference frame included. `size_hw`: of the video in pixels.
+    """
+    item = torch.empty((), dtype=dtype).element_size()
+    blocks = [_bytes(block, item) for block in _blocks(denoiser)]
+    weights = _bytes(denoiser, item)
+    encoder_bytes = [_bytes(encoder, item) for encoder in encoders]
+    layers = [
+        _bytes(layer, item) for e in encoders for layer in e.modules() if not any(layer.children())
+    ]
+    per_pixel = _VAE_BYTES_PER_PIXEL * item // 2
+    pixels = size_hw[0] * size_hw[1]
+    return RunSizes(
+        denoiser=weights,
+        block=max(blocks, default=weights),
+        outside_blocks=weights - sum(blocks),
+        vae=0 if vae is None else _bytes(vae, item),
+        encoders=sum(encoder_bytes),
+        largest_encoder=max(encoder_bytes, default=0),
+        largest_encoder_layer=max(layers, default=0),
+        step_activations=2 * num_tokens * _width(denoiser) * _STEP_BYTES_PER_CHANNEL * item // 2,
+        vae_activations=0 if vae is None else pixels * per_pixel,
+        vae_tile_activations=0 if vae is None else min(pixels, _TILE_PIXELS) * per_pixel,
+    )
+
+
+class Placement:
+    """The networks of a run, placed as a plan says.
+
+    `with placement.using(vae):` has the VAE on the device; outside, it is where the plan keeps it.
+    """
+
+    def __init__(self, plan: DevicePlan, streamed: Sequence[nn.Module]) -> None:
+        self.plan = plan
+        self._streamed = {id(module) for module in streamed}
+
+    @contextmanager
+    def using(self, *modules: nn.Module) -> Iterator[None]:
+        """Have modules on the device inside the block.
+
+        Weights are not copied back: the block must not change them.
+        """
+        home: list[tuple[torch.Tensor, torch.Tensor]] = []
+        try:
+            for module in modules:
+                if self.plan.memory_mode != "resident" and id(module) not in self._streamed:
+                    for tensor in [*module.parameters(), *module.buffers()]:
+                        if tensor.device != self.plan.device:
+                            home.append((tensor, tensor.data))
+                            tensor.data = tensor.data.to(self.plan.device, non_blocking=True)
+            yield
+        finally:
+            for tensor, data in home:
+                tensor.data = data
+
+
+def apply_plan(
+    plan: DevicePlan,
+    *,
+    denoisers: Sequence["ModelMixin"] = (),
+    vaes: Sequence[nn.Module] = (),
+    encoders: Sequence[nn.Module] = (),
+) -> Placement:
+    """Place loaded networks, and set tiling, attention backend, hooks and weight storage.
+
+    `denoisers` are diffusers transformers; `vaes` may be wrappers, the diffusers VAE inside is
+    found; `encoders` are called through `forward` only. Weights are expected at their final dtype,
+    on the CPU for every mode but resident.
+
+    Raises:
+        DevicePlanError: the attention backend is not usable on this machine.
+    """
+    streamed: list[nn.Module] = []
+    for denoiser in denoisers:
+        _set_attention(denoiser, plan)
+        if plan.memory_mode == "fp8":
+            denoiser.enable_layerwise_casting(torch.float8_e4m3fn, plan.dtype)
+        elif plan.memory_mode == "block-offload":
+            _stream(denoiser, plan, "block_level")
+            streamed.append(denoiser)
+    if plan.memory_mode == "block-offload":
+        for encoder in encoders:
+            _stream(encoder, plan, "leaf_level")
+            streamed.append(encoder)
+    if plan.vae_tiling:
+        for vae in vaes:
+            _tile(vae)
+    if plan.memory_mode == "resident":
+        for module in (*denoisers, *vaes, *encoders):
+            nn.Module.to(module, plan.device)  # diffusers' own `to` has no type
+    return Placement(plan, streamed)
+
+
+def _tile(vae: nn.Module) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+    for part in vae.modules():
+        if isinstance(part, AutoencoderKLWan):
+            part.enable_tiling()
+
+
+def _stream(module: nn.Module, plan: DevicePlan, offload_type: str) -> None:
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        module,
+        onload_device=plan.device,
+        offload_device=torch.device("cpu"),
+        offload_type=offload_type,
+        num_blocks_per_group=1 if offload_type == "block_level" else None,
+        # Only CUDA has streams on which the next block can arrive while this one computes.
+        use_stream=plan.device.type == "cuda",
+    )
+
+
+def _set_attention(denoiser: "ModelMixin", plan: DevicePlan) -> None:
+    if plan.attention == "native":
+        return
+    try:
+        denoiser.set_attention_backend(plan.attention)
+    except (ImportError, RuntimeError, ValueError) as e:
+        raise DevicePlanError(
+            f"The attention backend {plan.attention!r} cannot be used here: {e} Use native."
+        ) from e
+
+
+def _blocks(denoiser: nn.Module) -> Sequence[nn.Module]:
+    blocks = getattr(denoiser, "blocks", None)
+    return list(blocks) if isinstance(blocks, nn.ModuleList) else []
+
+
+def _width(denoiser: nn.Module) -> int:
+    config = getattr(denoiser, "config", None)
+    if config is None:
+        return 0
+    return config["num_attention_heads"] * config["attention_head_dim"]
+
+
+def _bytes(module: nn.Module, item: int) -> int:
+    return item * sum(p.numel() for p in module.parameters())
