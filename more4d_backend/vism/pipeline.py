@@ -1,28 +1,26 @@
 """From a rendered video with holes to a whole one: the Fun-InP transformer with the ViSM LoRA."""
 
-import logging
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..image_tokens import ImageTokenEncoder, zero_image_tokens
+from ..image_tokens import ImageTokenEncoder
 from ..latents import LATENT_CHANNELS, check_video_size, decode_video, latent_size
 from ..sampling import (
     Branch,
     Progress,
-    PromptPair,
+    SamplingError,
     SamplingSettings,
     Velocity,
     denoise,
     initial_noise,
 )
-from ..shapes import check_shapes
 from ..text import TextEncoder, check_prompt
+from ..wan_pipeline import WanPipeline
 from ..windows import Window, cross_fade, plan_windows
 from .conditioning import check_holes, condition_latent, paste_back
 
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     from ..memory_modes import Placement
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +54,7 @@ class VismSettings:
     """Width of the seam between pasted and filled pixels."""
 
 
-class VismPipeline:
+class VismPipeline(WanPipeline):
     """Fills the holes of rendered videos."""
 
     def __init__(
@@ -71,12 +67,8 @@ class VismPipeline:
         placement: "Placement | None" = None,
     ) -> None:
         """Join the networks; `placement` says where they compute (None: where they are)."""
-        self.transformer = transformer
+        super().__init__(transformer, text_encoder, image_encoder, placement)
         self.vae = vae
-        self.text_encoder = text_encoder
-        self.image_encoder = image_encoder
-        self.placement = placement
-        self.device = transformer.device if placement is None else placement.plan.device
 
     @torch.no_grad()
     def complete(
@@ -99,7 +91,7 @@ class VismPipeline:
         Raises:
             PromptError: the prompt is empty.
             ShapeError, VideoSizeError, WindowError, ValueError: sizes or values cannot be used.
-            SamplingError: the network returned NaN; names the step.
+            SamplingError: a network returned NaN; names the step.
         """
         settings = settings or VismSettings()
         # 1. Refuse what cannot work before anything slow starts.
@@ -110,20 +102,20 @@ class VismPipeline:
         check_video_size(windows[0].stop, height, width)
 
         # 2. Tell the network what is to be seen.
-        text = self._encode_text(prompt, settings.negative_prompt)
-        image_tokens = self._encode_image(image)
+        text = self.encode_text(prompt, settings.negative_prompt)
+        image_tokens = self.encode_image_tokens(image)
 
         # 3. Fill window after window; what one window filled, the next one knows.
         video, holes = rendered.to(self.device, copy=True), hole_mask.to(self.device, copy=True)
         for index, window in enumerate(windows):
             condition = self._encode_condition(video[window.frames], holes[window.frames])
             noise = self._noise(video[window.frames], generator)
-            with self._using(self.transformer):
+            with self.using(self.transformer):
                 latent = denoise(
                     self._velocity(condition, image_tokens),
                     noise,
                     text,
-                    self._sampling(settings),
+                    self.planned(settings.sampling),
                     progress=_part_of(progress, index, len(windows)),
                 )
             _insert(video, self._decode(latent), window)
@@ -135,33 +127,8 @@ class VismPipeline:
             video = paste_back(rendered, video, hole_mask, settings.feather_px)
         return video
 
-    def _using(self, *modules: nn.Module) -> AbstractContextManager[None]:
-        return nullcontext() if self.placement is None else self.placement.using(*modules)
-
-    def _sampling(self, settings: VismSettings) -> SamplingSettings:
-        planned = self.placement is not None and self.placement.plan.sequential_cfg
-        sequential = settings.sampling.sequential_guidance or planned
-        return replace(settings.sampling, sequential_guidance=sequential)
-
-    def _encode_text(self, prompt: str, negative_prompt: str) -> PromptPair:
-        with self._using(self.text_encoder.model):
-            tokens = self.text_encoder.encode([prompt, negative_prompt]).to(self.device)
-        check_shapes(text_tokens=(tokens, f"2 512 {self.transformer.config['text_dim']}"))
-        return PromptPair(prompt=tokens[:1], negative=tokens[1:])
-
-    def _encode_image(self, image: Tensor | None) -> Tensor | None:
-        token_dim = self.transformer.config["image_dim"]
-        if token_dim is None:
-            return None
-        if image is not None and self.image_encoder is not None:
-            with self._using(self.image_encoder.model):
-                return self.image_encoder.encode(image).to(self.device)
-        missing = "image" if image is None else "image encoder"
-        _log.info("No %s was given: the network's image tokens are zero.", missing)
-        return zero_image_tokens(token_dim=token_dim, device=self.device)
-
     def _encode_condition(self, video: Tensor, holes: Tensor) -> Tensor:
-        with self._using(self.vae):
+        with self.using(self.vae):
             return condition_latent(self.vae, video, holes).to(self.device)
 
     def _noise(self, video: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -189,8 +156,13 @@ class VismPipeline:
         return velocity
 
     def _decode(self, latent: Tensor) -> Tensor:
-        with self._using(self.vae):
+        with self.using(self.vae):
             video = decode_video(self.vae, latent).to(self.device)
+        if not video.isfinite().all():
+            raise SamplingError(
+                "The VAE decoded NaN or infinity. Check that its weights are whole, and use "
+                "bfloat16 or float32 instead of float16."
+            )
         return rearrange((video + 1) / 2, "1 c f h w -> f h w c")
 
 

@@ -226,6 +226,16 @@ def test_nan_from_the_network_stops_and_names_the_step(pipeline):
         complete(pipeline)
 
 
+def test_nan_from_the_vae_is_not_handed_out_as_a_video(transformer):
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    broken = AutoencoderKLWan(base_dim=4).requires_grad_(False)
+    broken.decoder.conv_out.weight.fill_(float("nan"))
+    with pytest.raises(SamplingError, match="The VAE decoded NaN"):
+        complete(VismPipeline(transformer, broken, HashedText()))
+
+
 @pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize(
     ("video", "mask", "prompt", "error", "says"),
