@@ -283,6 +283,16 @@ def test_networks_are_placed_only_while_they_are_used(transformer, vae, inputs):
     assert [call.hidden_states.shape[0] for call in inputs] == [1, 1, 1, 1], "guidance in sequence"
 
 
+def test_step_caches_keep_nothing_from_one_run_to_the_next(transformer, vae):
+    from diffusers.hooks import FirstBlockCacheConfig
+
+    transformer.blocks.append(transformer.blocks[0])
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=0.3))
+    pipeline = VismPipeline(transformer, vae, HashedText())
+    sampling = SamplingSettings(num_steps=4)
+    assert torch.equal(complete(pipeline, sampling=sampling), complete(pipeline, sampling=sampling))
+
+
 def test_a_transformer_without_image_tokens_is_given_none(vae):
     from diffusers import WanTransformer3DModel
 
