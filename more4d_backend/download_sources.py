@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 _log = logging.getLogger(__name__)
 
@@ -36,11 +36,16 @@ class RemoteFile:
     """As listed; the Hub knows it for large files only."""
 
 
+@runtime_checkable
 class Hub(Protocol):
     """What a download needs from a model hub."""
 
     def files(self, repository: str) -> list[RemoteFile]:
         """List a repository."""
+        ...
+
+    def local_folder(self, repository: str) -> Path | None:
+        """Where the hub's own cache keeps what was fetched of a repository; None if nothing."""
         ...
 
     def missing_bytes(self, repository: str, file: RemoteFile, folder: Path | None) -> int:
@@ -79,6 +84,14 @@ class HuggingFaceHub:
             for e in entries
             if isinstance(e, self._library.hf_api.RepoFile)
         ]
+
+    def local_folder(self, repository: str) -> Path | None:
+        """Return the newest snapshot in the cache, without a connection. See `Hub`."""
+        not_there = self._library.errors.LocalEntryNotFoundError
+        try:
+            return Path(self._library.snapshot_download(repository, local_files_only=True))
+        except not_there:
+            return None
 
     def missing_bytes(self, repository: str, file: RemoteFile, folder: Path | None) -> int:
         """Return what is neither here nor half here. See `Hub`."""

@@ -242,6 +242,28 @@ def download(
     return results
 
 
+def find_downloaded(
+    name: str, folder: Path | None = None, *, hub: Hub | None = None
+) -> Path | None:
+    """Return where an entry lies that was fetched earlier, or None. Opens no connection.
+
+    Raises:
+        DownloadError: unknown name, or several files that fit.
+    """
+    (entry,) = select([name])
+    if entry.repository is None:
+        place, pattern = folder or _cache_folder(), entry.file.rsplit("/", 1)[1]
+    else:
+        place = folder or (hub or HuggingFaceHub()).local_folder(entry.repository)
+        pattern = entry.file
+    if place is None or not place.is_dir():
+        return None
+    found = sorted(place.glob(pattern)) or sorted(place.glob(f"{pattern}.index.json"))
+    if len(found) > 1:
+        raise DownloadError(f"{place} has {len(found)} files like {pattern}. Name one yourself.")
+    return found[0] if found else None
+
+
 def _from_address(
     entry: RemoteWeights, folder: Path, fetch: Callable[[str, Path], Path]
 ) -> Downloaded:
