@@ -18,7 +18,7 @@ N token of one latent frame, C channel.
 """
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -46,9 +46,12 @@ class Guidance:
     """Index, in the token sequence, of the one latent frame that is left as it is: the reference
     frame (0), or the last frame (-1) as in the released weights. None guides every frame."""
 
-    def to(self, target: Tensor) -> "Guidance":
-        """Return the guidance in the dtype and on the device of `target`."""
-        return Guidance(features=self.features.to(target), unguided_frame=self.unguided_frame)
+    def to(self, *args: Any, **kwargs: Any) -> "Guidance":
+        """Return the guidance on another device or in another dtype, as `Tensor.to`.
+
+        Libraries that move a module's arguments (offloading) look for a method of this name.
+        """
+        return replace(self, features=self.features.to(*args, **kwargs))
 
 
 class FeatureAdapter(nn.ModuleDict):
