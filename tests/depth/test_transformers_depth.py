@@ -196,15 +196,20 @@ def test_weights_are_loaded_from_a_folder(depth_pro, depth_anything, tmp_path):
         assert torch.equal(loaded.predict(IMAGE).depth, kind(model).predict(IMAGE).depth)
 
 
-def test_missing_weights_say_how_to_get_them_and_nothing_is_fetched(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("socket.socket.connect", None)  # any connection fails the test
+def test_missing_weights_say_how_to_get_them_and_nothing_is_fetched(connections, tmp_path):
     with pytest.raises(DepthProviderError, match=r"hf download apple/DepthPro-hf"):
         DepthPro.load()
     with pytest.raises(DepthProviderError, match=r"nowhere/at/all is no folder"):
         DepthAnything.load("nowhere/at/all")
     with pytest.raises(DepthProviderError, match="does not hold a DepthAnythingForDepth"):
         DepthAnything.load(tmp_path)
+    assert connections == []
+
+
+def test_a_download_is_tried_only_when_allowed(connections):
+    with pytest.raises(DepthProviderError, match="allow the download"):
+        DepthPro.load(download=True)
+    assert connections
 
 
 def test_incomplete_and_foreign_weights_are_refused(depth_anything, tmp_path):
