@@ -1,0 +1,177 @@
+"""Scene and camera path to pictures: plain torch, any device, all frames at once."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..scene import Cameras, PointMaps, Scene4D
+from . import gaussian_torch, gsplat_cuda
+from .gaussians import blended, gaussians_of
+from .settings import RenderError, RenderOutput, RenderSettings
+from .shading import at_points
+from .splat import splat
+from .surface import first_spacing, surface_of
+from .view import PointFrames, PointsInView, point_frames, points_in_view
+from .zbuffer import z_buffer
+
+log = logging.getLogger(__name__)
+
+_DEFAULTS = RenderSettings()
+
+# Working memory, measured on CUDA at 512x368 and rounded up.
+_BYTES_PER_POINT = {"nearest": 80, "splat": 240, "gaussian": 400}
+_BYTES_PER_PIXEL = {"nearest": 80, "splat": 200, "gaussian": 200}
+_CPU_BYTES = 96 * 2**20  # what fits into a CPU's caches: four times as much is a third slower
+_OTHER_BYTES = 2**30
+_SHARE_OF_FREE = 0.6
+
+
+def render(
+    scene: Scene4D,
+    cameras: Cameras,
+    settings: RenderSettings = _DEFAULTS,
+    progress: Callable[[int, int], None] | None = None,
+) -> RenderOutput:
+    """Render a scene along a camera path.
+
+    Points are drawn in the frames in which they are visible (tracks) or valid (point maps), and
+    where their positions are finite.
+
+    Args:
+        scene: as many frames as the path has, or one frame, which all the cameras then see.
+        cameras: the path; its height and width are those of the pictures.
+        settings: mode, sizes, device.
+        progress: called with (frames done, all frames); raising from it interrupts.
+
+    Raises:
+        RenderError: the frame counts differ, or no point is to be drawn in any frame.
+    """
+    check_renderable(scene, cameras, settings)
+    device = torch.device(settings.device or scene.points.positions.device)
+    spacing = None if settings.mode == "nearest" else first_spacing(scene, device)
+    step = settings.chunk_frames or _frames_that_fit(scene, cameras, settings, device)
+    if settings.mode == "gaussian":
+        _log_backend(settings, device)
+    size = (cameras.num_frames, cameras.height, cameras.width)
+    output = None
+    for start in range(0, cameras.num_frames, step):
+        now = slice(start, start + step)
+        of_scene = slice(0, 1) if scene.num_frames == 1 else now
+        points = point_frames(scene, of_scene, device, draw_unseen=settings.draw_unseen)
+        chunk = _render_frames(points, cameras.frames(now), spacing, settings)
+        if chunk.num_frames == cameras.num_frames:
+            output = chunk
+        else:
+            output = output or _empty_output(size, device)
+            output.rgb[now], output.depth[now] = chunk.rgb, chunk.depth
+            output.alpha[now] = chunk.alpha
+        if progress is not None:
+            progress(min(start + step, cameras.num_frames), cameras.num_frames)
+    assert output is not None
+    return output
+
+
+def check_renderable(scene: Scene4D, cameras: Cameras, settings: RenderSettings) -> None:
+    """Refuse what `render` would refuse, before any work.
+
+    Raises:
+        RenderError: the frame counts differ, or no point is to be drawn in any frame.
+    """
+    if scene.num_frames not in (1, cameras.num_frames):
+        raise RenderError(
+            f"The scene has {scene.num_frames} frames and the camera path has "
+            f"{cameras.num_frames}; expected as many cameras as frames, or a scene of one frame. "
+            "Make the path with the scene's number of frames, or choose frames of the scene with "
+            "scene.frames(...)."
+        )
+    if cameras.num_frames == 0:
+        raise RenderError("The camera path has no frames; expected at least one camera.")
+    points = scene.points
+    if isinstance(points, PointMaps):
+        to_draw, what = points.valid, "point maps have no valid pixel"
+    elif settings.draw_unseen:
+        to_draw, what = points.positions.isfinite().all(-1), "tracks have no finite position"
+    else:
+        to_draw, what = points.visibility, "tracks have no visible point"
+    if not to_draw.any():
+        raise RenderError(
+            f"The scene is empty: its {what} in any frame, so there is nothing to draw. Check the "
+            "depth or the tracks that it was made from."
+        )
+
+
+def nearest(points: PointFrames, view: PointsInView, cameras: Cameras) -> RenderOutput:
+    """Draw each point into the one pixel that it falls on."""
+    frames, num_points = view.depth.shape
+    device = view.depth.device
+    num_pixels = cameras.height * cameras.width
+    inside = view.drawn & (view.x >= 0) & (view.y >= 0)
+    inside &= (view.x < cameras.width) & (view.y < cameras.height)
+    number = torch.arange(num_points, device=device)
+    pixel = view.y.to(torch.int32).mul_(cameras.width).add_(view.x.to(torch.int32))
+    # Points outside go nowhere (depth infinity), each to a pixel of its own: atomics on one
+    # address would queue up.
+    pixel = torch.where(inside, pixel, number % num_pixels)
+    pixel = pixel + torch.arange(frames, device=device)[:, None] * num_pixels
+    buffer = z_buffer(frames * num_pixels, device)
+    buffer.draw(pixel, view.depth.where(inside, torch.inf), number)
+    return at_points(buffer, points, view, cameras)
+
+
+def _render_frames(
+    points: PointFrames,
+    cameras: Cameras,
+    spacing: Float[Tensor, "1 point"] | None,
+    settings: RenderSettings,
+) -> RenderOutput:
+    if settings.mode == "nearest":
+        return nearest(points, points_in_view(points, cameras), cameras)
+    surface = surface_of(points, spacing)
+    if settings.mode == "splat":
+        view = points_in_view(points, cameras)
+        return splat(points, view, surface, cameras, settings.max_footprint_px)
+    gaussians = gaussians_of(points, surface, settings.gaussian_sigma)
+    if _takes_gsplat(settings, gaussians.means.device):
+        return blended(*gsplat_cuda.rasterize(gaussians, cameras))
+    return blended(*gaussian_torch.rasterize(gaussians, cameras))
+
+
+def _empty_output(size: tuple[int, int, int], device: torch.device) -> RenderOutput:
+    return RenderOutput(
+        rgb=torch.empty(*size, 3, device=device),
+        depth=torch.empty(size, device=device),
+        alpha=torch.empty(size, device=device),
+    )
+
+
+def _takes_gsplat(settings: RenderSettings, device: torch.device) -> bool:
+    if settings.gaussian_backend == "auto":
+        return gsplat_cuda.missing_gsplat(device) is None
+    return settings.gaussian_backend == "gsplat"
+
+
+def _log_backend(settings: RenderSettings, device: torch.device) -> None:
+    if _takes_gsplat(settings, device):
+        log.info("Gaussians are rendered by gsplat on %s.", device)
+    elif settings.gaussian_backend == "torch":
+        log.info("Gaussians are rendered by plain torch on %s, as asked.", device)
+    else:
+        reason = gsplat_cuda.missing_gsplat(device)
+        log.warning("Gaussians are rendered by plain torch, which is slow, because %s.", reason)
+
+
+def _frames_that_fit(
+    scene: Scene4D, cameras: Cameras, settings: RenderSettings, device: torch.device
+) -> int:
+    num_points = scene.points.positions[0, ..., 0].numel()
+    per_frame = num_points * _BYTES_PER_POINT[settings.mode]
+    per_frame += cameras.height * cameras.width * _BYTES_PER_PIXEL[settings.mode]
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        budget = (torch.cuda.mem_get_info(device)[0] + cached) * _SHARE_OF_FREE
+    else:
+        budget = _CPU_BYTES if device.type == "cpu" else _OTHER_BYTES
+    return max(1, int(budget // per_frame))

@@ -1,0 +1,115 @@
+"""The points of some frames, and how the cameras of a path see them."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..scene import Cameras, PointMaps, Scene4D
+
+_BEYOND_ANY_PICTURE_PX = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointFrames:
+    """Points of one or more frames, in one layout for tracks and point maps."""
+
+    positions: Float[Tensor, "frame point 3"]
+    """World coordinates; may be anything where not usable."""
+
+    usable: Bool[Tensor, "frame point"]
+    """True where the point is to be drawn, if its position is finite."""
+
+    colors: Float[Tensor, "colored point 3"]
+    """sRGB in [0, 1]; one frame of colors for points that keep theirs, else one per frame."""
+
+    grid_hw: tuple[int, int] | None
+    """(height, width) of the pixel grid on which neighbouring points are neighbours."""
+
+    source: Cameras
+    """The cameras that the points were seen from, one per frame."""
+
+    is_tracks: bool
+    """True where points keep their identity over time, so that they leave the pixel grid."""
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return self.positions.shape[0]
+
+    @property
+    def num_points(self) -> int:
+        """Points per frame."""
+        return self.positions.shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointsInView:
+    """Where points fall in the rendered pictures."""
+
+    x: Float[Tensor, "frame point"]
+    """Pixels, centres at half-integers. Means nothing where not drawn."""
+
+    y: Float[Tensor, "frame point"]
+    """Pixels. Means nothing where not drawn."""
+
+    depth: Float[Tensor, "frame point"]
+    """Camera z. Above 0 where drawn."""
+
+    drawn: Bool[Tensor, "frame point"]
+    """True for usable, finite points in front of the camera, inside the picture or not."""
+
+
+def point_frames(
+    scene: Scene4D, frames: slice, device: torch.device, *, draw_unseen: bool
+) -> PointFrames:
+    """Bring some frames of a scene to the device, points on grids flattened row by row."""
+    points, source = scene.points.frames(frames), scene.cameras.frames(frames)
+    if isinstance(points, PointMaps):
+        frames_count, height, width, _ = points.positions.shape
+        shape = (frames_count, height * width)
+        positions = points.positions.reshape(*shape, 3)
+        usable = points.valid.reshape(shape)
+        colors, grid_hw = points.colors.reshape(*shape, 3), (height, width)
+    else:
+        positions, colors, grid_hw = points.positions, points.colors[None], points.grid_hw
+        usable = torch.ones_like(points.visibility) if draw_unseen else points.visibility
+    return PointFrames(
+        positions=positions.to(device, torch.float32),
+        usable=usable.to(device),
+        colors=colors.to(device, torch.float32),
+        grid_hw=grid_hw,
+        source=source,
+        is_tracks=not isinstance(points, PointMaps),
+    )
+
+
+def points_in_view(points: PointFrames, cameras: Cameras) -> PointsInView:
+    """Project points into cameras. Points of a single frame are seen by all the cameras."""
+    rows = projection_rows(cameras, points.positions.device)
+    x, y, depth = (apply_row(points.positions, row) for row in rows.unbind(1))
+    x, y = x / depth, y / depth
+    # NaN and infinite positions end up here as NaN or infinity, for which these are all False.
+    drawn = (x.abs() < _BEYOND_ANY_PICTURE_PX) & (y.abs() < _BEYOND_ANY_PICTURE_PX)
+    drawn &= (depth > 0) & (depth < torch.inf) & points.usable
+    return PointsInView(x=x, y=y, depth=depth, drawn=drawn)
+
+
+def projection_rows(cameras: Cameras, device: torch.device) -> Float[Tensor, "frame 3 4"]:
+    """Intrinsics times world-to-camera, multiplied on the CPU in float64, as float32."""
+    matrix = cameras.intrinsics.double().cpu() @ cameras.world_to_camera.double().cpu()[:, :3]
+    return matrix.to(torch.float32).to(device)
+
+
+def apply_row(
+    positions: Float[Tensor, "#frame point 3"], row: Float[Tensor, "#frame 4"]
+) -> Float[Tensor, "frame point"]:
+    """One row of an affine map, applied to points.
+
+    Written out, because a matrix product may run in TF32 (a host's global setting, wrong by
+    pixels here) and rounds differently for different numbers of frames.
+    """
+    x, y, z = positions.unbind(-1)
+    a, b, c, d = row[..., None].unbind(1)
+    return torch.addcmul(torch.addcmul(torch.addcmul(d, x, a), y, b), z, c)
