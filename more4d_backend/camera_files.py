@@ -29,6 +29,7 @@ from .camera_json_files import (
 )
 from .camera_text_files import (
     guess_text_format,
+    is_colmap_folder,
     read_colmap,
     read_realestate10k,
     read_tum,
@@ -144,7 +145,7 @@ def guess_camera_format(path: str | os.PathLike[str]) -> str:
         raise FileNotFoundError(f"There is no camera file at {path}.")
     suffix, guess = path.suffix.lower(), None
     if path.is_dir():
-        guess = "colmap" if (path / "images.txt").is_file() else None
+        guess = "colmap" if is_colmap_folder(path) else None
     elif suffix == ".npz":
         guess = "npz"
     elif suffix == ".json":

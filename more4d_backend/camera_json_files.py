@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def read_transforms(path: Path, hints: CameraHints) -> Cameras:
         as_choice(document["camera_model"], _PINHOLE_MODELS, f"{path.name}: camera_model")
     items = as_list(document.get("frames"), f"{path.name}: frames", max_items=MAX_FRAMES)
     frames = [as_object(item, f"{path.name}: frames[{i}]") for i, item in enumerate(items)]
+    if not frames:
+        raise FileFormatError(f"{path.name} has no cameras.")
     sizes = {_stated_size(document | frame, f"{path.name}: frames[{i}]")
              for i, frame in enumerate(frames)}  # fmt: skip
     if len(sizes) > 1:
@@ -75,8 +78,6 @@ def read_transforms(path: Path, hints: CameraHints) -> Cameras:
         intrinsics.append(_transforms_intrinsics(document | frame, where, size_hw, path, hints))
     if any(document.get(name) or any(f.get(name) for f in frames) for name in _DISTORTION):
         _log.warning("%s has lens distortion, which a camera path leaves out.", path.name)
-    if not frames:
-        raise FileFormatError(f"{path.name} has no cameras.")
     world_to_camera = checked_inverse(path, torch.stack(poses) @ OPENGL_TO_OPENCV)
     return checked_cameras(path, world_to_camera, torch.stack(intrinsics), size_hw)
 
@@ -200,6 +201,16 @@ def write_load3d(path: Path, cameras: Cameras, fps: float | None) -> None:
     _save(path, load3d_from_cameras(cameras))
 
 
+def is_keyframe_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is JSON that says it holds camera keyframes, well-formed or not.
+
+    Raises:
+        FileFormatError: the name ends in .json, and the contents are not JSON.
+    """
+    path = Path(path)
+    return path.suffix.lower() == ".json" and path.is_file() and _has_keyframes(_load(path))
+
+
 def guess_json_format(path: Path) -> str | None:
     """Tell the JSON format from its fields.
 
@@ -207,7 +218,7 @@ def guess_json_format(path: Path) -> str | None:
         FileFormatError: the file is not JSON, or holds keyframes, which `load_keyframes` reads.
     """
     document = _load(path)
-    if isinstance(document, dict) and document.get("format") == KEYFRAMES_FORMAT:
+    if _has_keyframes(document):
         raise FileFormatError(
             f"{path.name} holds camera keyframes, which need an input view: use load_keyframes "
             "and cameras_from_keyframes."
@@ -216,6 +227,10 @@ def guess_json_format(path: Path) -> str | None:
         return "transforms"
     first = document[0] if isinstance(document, list) and document else document
     return "load3d" if isinstance(first, dict) and {"position", "target"} & first.keys() else None
+
+
+def _has_keyframes(document: object) -> bool:
+    return isinstance(document, dict) and document.get("format") == KEYFRAMES_FORMAT
 
 
 def _load(path: Path) -> object:

@@ -52,6 +52,7 @@ _COLMAP_MODELS = {
 class _ColmapCamera:
     size_hw: tuple[int, int]
     intrinsics: Float[Tensor, "3 3"]
+    is_distorted: bool
 
 
 def read_colmap(path: Path, hints: CameraHints) -> Cameras:
@@ -61,13 +62,14 @@ def read_colmap(path: Path, hints: CameraHints) -> Cameras:
     the order of the image names, where frame_2 comes before frame_10.
     """
     folder = path if path.is_dir() else path.parent
-    for name in ("cameras.txt", "images.txt"):
-        if not (folder / name).is_file():
-            raise FileFormatError(
-                f"{folder} has no {name}; expected a COLMAP text model, which has cameras.txt and "
-                "images.txt. A binary model is converted by colmap model_converter."
-            )
+    if not is_colmap_folder(folder):
+        raise FileFormatError(
+            f"{folder} is no COLMAP text model, which has cameras.txt and images.txt. A binary "
+            "model is converted by colmap model_converter."
+        )
     known = dict(_colmap_cameras(folder / "cameras.txt"))
+    if any(camera.is_distorted for camera in known.values()):
+        _log.warning("%s has lens distortion, which a camera path leaves out.", folder)
     images = sorted(_colmap_images(folder / "images.txt", known), key=lambda image: image[0])
     path = folder / "images.txt"
     sizes = {camera.size_hw for _, _, camera in images}
@@ -175,9 +177,14 @@ def write_tum(path: Path, cameras: Cameras, fps: float | None) -> None:
     _write_lines(path, lines)
 
 
+def is_colmap_folder(folder: Path) -> bool:
+    """Whether both files of a COLMAP text model are there."""
+    return all((folder / name).is_file() for name in ("cameras.txt", "images.txt"))
+
+
 def guess_text_format(path: Path) -> str | None:
     """Tell the text format from the file's name and its first full line."""
-    if path.name in ("cameras.txt", "images.txt"):
+    if path.name in ("cameras.txt", "images.txt") and is_colmap_folder(path.parent):
         return "colmap"
     lengths = [len(tokens) for _, (_, tokens) in zip(range(2), _content_lines(path), strict=False)]
     if 19 in lengths:
@@ -224,8 +231,6 @@ def _colmap_cameras(path: Path) -> Iterator[tuple[str, _ColmapCamera]]:
                 f"expected {model.num_parameters}."
             )
         focals, rest = parameters[: model.num_focals], parameters[model.num_focals :]
-        if any(rest[2:]):
-            _log.warning("%s has lens distortion, which a camera path leaves out.", where)
         yield (
             tokens[0],
             _ColmapCamera(
@@ -234,6 +239,7 @@ def _colmap_cameras(path: Path) -> Iterator[tuple[str, _ColmapCamera]]:
                     whole_size(width, f"{where}: width"),
                 ),
                 intrinsics=pinhole([focals[0], focals[-1]], rest[:2]),
+                is_distorted=any(rest[2:]),
             ),
         )
 
