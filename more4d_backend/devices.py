@@ -174,7 +174,7 @@ def plan_devices(
     modes = _allowed_modes(state, sizes, requested.memory_mode)
     usable = usable_bytes(state.free)
     halves = (False, True) if requested.sequential_cfg is None else (requested.sequential_cfg,)
-    candidates = [(mode, sequential) for mode in modes for sequential in halves]
+    candidates: list[tuple[MemoryMode, bool]] = [(m, half) for m in modes for half in halves]
     mode, sequential = next(
         (c for c in candidates if required_bytes(c[0], sizes, sequential_cfg=c[1]) <= usable),
         candidates[-1],
@@ -212,7 +212,7 @@ def required_bytes(
     encoder_weights = {
         "resident": 0,
         "model-offload": sizes.largest_encoder,
-        "block-offload": _STREAMED_BLOCKS * sizes.largest_encoder_layer,
+        "block-offload": 2 * sizes.largest_encoder_layer,
         "fp8": sizes.largest_encoder,
     }[mode]
     return max(step_weights + activations, vae_phase, encoder_weights)

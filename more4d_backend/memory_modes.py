@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -69,28 +69,36 @@ class Placement:
     `with placement.using(vae):` has the VAE on the device; outside, it is where the plan keeps it.
     """
 
-    def __init__(self, plan: DevicePlan, streamed: Sequence[nn.Module]) -> None:
+    def __init__(self, plan: DevicePlan, streamed: Sequence[nn.Module] = ()) -> None:
+        """Take over modules that are placed already; `streamed` bring in their parts themselves."""
         self.plan = plan
-        self._streamed = {id(module) for module in streamed}
+        self._streamed = {id(part) for module in streamed for part in _streamed_parts(module)}
 
     @contextmanager
     def using(self, *modules: nn.Module) -> Iterator[None]:
-        """Have modules on the device inside the block.
+        """Have modules, or parts of them, on the device inside the block.
 
         Weights are not copied back: the block must not change them.
         """
         home: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
-            for module in modules:
-                if self.plan.memory_mode != "resident" and id(module) not in self._streamed:
-                    for tensor in [*module.parameters(), *module.buffers()]:
-                        if tensor.device != self.plan.device:
-                            home.append((tensor, tensor.data))
-                            tensor.data = tensor.data.to(self.plan.device, non_blocking=True)
+            for tensor in self._to_move(modules):
+                home.append((tensor, tensor.data))
+                tensor.data = _copied(tensor.data, self.plan.device)
             yield
         finally:
-            for tensor, data in home:
+            for tensor, data in reversed(home):
                 tensor.data = data
+
+    def _to_move(self, modules: Sequence[nn.Module]) -> Iterator[torch.Tensor]:
+        if self.plan.memory_mode == "resident":
+            return
+        for module in modules:
+            if id(module) in self._streamed:
+                continue
+            yield from module.parameters(recurse=False)
+            yield from module.buffers(recurse=False)
+            yield from self._to_move(list(module.children()))
 
 
 def apply_plan(
@@ -120,6 +128,8 @@ def apply_plan(
     if plan.memory_mode == "block-offload":
         for encoder in encoders:
             _stream(encoder, plan, "leaf_level")
+            # Seen from outside it is on the CPU, so what it makes should be there too.
+            encoder.register_forward_hook(_to_cpu)
             streamed.append(encoder)
     if plan.vae_tiling:
         for vae in vaes:
@@ -130,6 +140,16 @@ def apply_plan(
     return Placement(plan, streamed)
 
 
+def _copied(data: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return data.to(device, non_blocking=True)
+
+
+def _to_cpu(_module: nn.Module, _arguments: Any, output: Any) -> Any:
+    from accelerate.utils import send_to_device
+
+    return send_to_device(output, torch.device("cpu"))
+
+
 def _tile(vae: nn.Module) -> None:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
@@ -138,8 +158,13 @@ def _tile(vae: nn.Module) -> None:
             part.enable_tiling()
 
 
+def _streamed_parts(module: nn.Module) -> Sequence[nn.Module]:
+    """What brings in its own weights: a transformer's blocks, or all of an encoder."""
+    return _blocks(module) or [module]
+
+
 def _stream(module: nn.Module, plan: DevicePlan, offload_type: str) -> None:
-    from diffusers.hooks import apply_group_offloading
+    from diffusers.hooks import HookRegistry, apply_group_offloading
 
     apply_group_offloading(
         module,
@@ -150,6 +175,12 @@ def _stream(module: nn.Module, plan: DevicePlan, offload_type: str) -> None:
         # Only CUDA has streams on which the next block can arrive while this one computes.
         use_stream=plan.device.type == "cuda",
     )
+    if offload_type == "block_level":
+        # What is in no block would be copied here and back at every step, without a stream.
+        # `Placement.using` brings it once; without a leader nothing takes it away in between.
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        outside: Any = registry.get_hook("group_offloading")
+        outside.group.offload_leader = None
 
 
 def _set_attention(denoiser: "ModelMixin", plan: DevicePlan) -> None:
