@@ -33,7 +33,10 @@ class CameraHints:
     """Height and width of the images, in pixels."""
 
     intrinsics: Float[Tensor, "3 3"] | None = None
-    """Pixels of an image of `size_hw`."""
+    """Pixels of an image of that size."""
+
+    like: Cameras | None = None
+    """A camera that fills in what the file does not say and the fields above do not either."""
 
     def __post_init__(self) -> None:
         if self.size_hw is not None and not all(1 <= n <= MAX_SIZE_PX for n in self.size_hw):
@@ -48,25 +51,36 @@ class CameraHints:
 
     def needed_size(self, path: Path, stated: tuple[int, int] | None = None) -> tuple[int, int]:
         """Return the image size that the file states or, where it states none, the caller does."""
-        if stated is None and self.size_hw is None:
-            raise FileFormatError(
-                f"{path.name} does not say the size of the images. Pass size_hw=(height, width)."
-            )
         if stated is not None and self.size_hw not in (None, stated):
             raise FileFormatError(
                 f"{path.name} is for images of {stated[0]}x{stated[1]} and size_hw is "
                 f"{self.size_hw}. Load it without size_hw, then use cameras.resized(height, width)."
             )
-        return stated or self.size_hw or (0, 0)
+        known = stated or self.size_hw
+        if known is None and self.like is not None:
+            known = self.like.height, self.like.width
+            _log.info("%s does not say the size of the images; taken as %dx%d.", path.name, *known)
+        if known is None:
+            raise FileFormatError(
+                f"{path.name} does not say the size of the images. Pass size_hw=(height, width)."
+            )
+        return known
 
-    def needed_intrinsics(self, path: Path) -> Float[Tensor, "3 3"]:
+    def known_intrinsics(self, size_hw: tuple[int, int]) -> Float[Tensor, "3 3"] | None:
+        """Return what the caller knows of the intrinsics, for images of that size."""
+        if self.intrinsics is None and self.like is not None:
+            return self.like.frames([0]).resized(*size_hw).intrinsics[0].cpu().double()
+        return None if self.intrinsics is None else self.intrinsics.cpu().double()
+
+    def needed_intrinsics(self, path: Path, size_hw: tuple[int, int]) -> Float[Tensor, "3 3"]:
         """Return the intrinsics that the caller gives because the file has none."""
-        if self.intrinsics is None:
+        intrinsics = self.known_intrinsics(size_hw)
+        if intrinsics is None:
             raise FileFormatError(
                 f"{path.name} has no intrinsics. Pass intrinsics=, a 3x3 matrix in pixels, such as "
                 "those of the input view."
             )
-        return self.intrinsics.cpu().double()
+        return intrinsics
 
 
 def pinhole(focal_px: Sequence[float], center_px: Sequence[float]) -> Float[Tensor, "3 3"]:

@@ -59,6 +59,9 @@ class CameraFormat:
     write: Callable[[Path, Cameras, float | None], None]
     """Writer; the last argument is the frame rate, None where unknown."""
 
+    lacks: tuple[str, ...] = ()
+    """What the caller must add when reading: `size_hw`, `intrinsics`."""
+
 
 def load_cameras(
     path: str | os.PathLike[str],
@@ -66,11 +69,13 @@ def load_cameras(
     file_format: str | None = None,
     size_hw: tuple[int, int] | None = None,
     intrinsics: Float[Tensor, "3 3"] | None = None,
+    like: Cameras | None = None,
 ) -> Cameras:
     """Read the cameras of another program, one per frame, as float32.
 
     The format is told from the name and the contents unless it is given. `size_hw` (height,
-    width) and `intrinsics` (pixels) are for formats that do not carry them, and only for those.
+    width) and `intrinsics` (pixels) are for formats that do not carry them, and only for those;
+    `like` is a camera, such as the input view, that fills in whatever a file does not carry.
     The world is the file's: `rebase_path` brings the path to an input view.
 
     Raises:
@@ -79,7 +84,7 @@ def load_cameras(
         ValueError: the format is unknown, or the arguments are no size or no intrinsics.
     """
     path = Path(path)
-    hints = CameraHints(size_hw=size_hw, intrinsics=intrinsics)
+    hints = CameraHints(size_hw=size_hw, intrinsics=intrinsics, like=like)
     if file_format is None:
         file_format = guess_camera_format(path)
     check_camera_format(file_format)
@@ -235,18 +240,21 @@ CAMERA_FORMATS: dict[str, CameraFormat] = {
         suffixes=(),
         read=read_realestate10k,
         write=write_realestate10k,
+        lacks=("size_hw",),
     ),
     "tum": CameraFormat(
         description="TUM trajectory text; no intrinsics, no image size",
         suffixes=(".tum",),
         read=read_tum,
         write=write_tum,
+        lacks=("size_hw", "intrinsics"),
     ),
     "load3d": CameraFormat(
         description="ComfyUI LOAD3D_CAMERA dictionaries in JSON; no image size",
         suffixes=(),
         read=read_load3d,
         write=write_load3d,
+        lacks=("size_hw",),
     ),
     "npz": CameraFormat(
         description="NumPy arrays world_to_camera, intrinsics, height, width",

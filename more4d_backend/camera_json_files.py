@@ -192,7 +192,8 @@ def read_load3d(path: Path, hints: CameraHints) -> Cameras:
     items = as_list(items, path.name, max_items=MAX_FRAMES)
     infos = [as_object(item, f"{path.name}[{i}]") for i, item in enumerate(items)]
     size_hw = hints.needed_size(path)
-    return cameras_from_load3d(infos, size_hw, intrinsics=hints.intrinsics, source=path.name)
+    intrinsics = hints.known_intrinsics(size_hw)
+    return cameras_from_load3d(infos, size_hw, intrinsics=intrinsics, source=path.name)
 
 
 def write_load3d(path: Path, cameras: Cameras, fps: float | None) -> None:
@@ -282,7 +283,7 @@ def _transforms_intrinsics(
     fx = focal("fl_x", "camera_angle_x", width)
     fy = focal("fl_y", "camera_angle_y", height)
     if fx is None and fy is None:
-        return hints.needed_intrinsics(path)
+        return hints.needed_intrinsics(path, size_hw)
     centers = {"cx": width / 2, "cy": height / 2} | {
         n: values[n] for n in ("cx", "cy") if n in values
     }
@@ -313,7 +314,7 @@ def _load3d_intrinsics(
 ) -> Float[Tensor, "3 3"]:
     zoom = as_number(info.get("zoom", 1.0), f"{where}.zoom", low=1e-3, high=1e3)
     if info.get("fov") is None:
-        intrinsics = hints.needed_intrinsics(path).clone()
+        intrinsics = hints.needed_intrinsics(path, hints.needed_size(path)).clone()
         intrinsics[:2, :2] *= zoom
         return intrinsics
     height, width = hints.needed_size(path)

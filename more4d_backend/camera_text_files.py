@@ -162,9 +162,9 @@ def read_tum(path: Path, hints: CameraHints) -> Cameras:
     rows = rows.reshape(-1, 8)
     quaternion_wxyz = _unit(rows[:, [7, 4, 5, 6]], path)
     poses = rigid(matrix_from_quaternion_wxyz(quaternion_wxyz), rows[:, 1:4])
-    intrinsics = hints.needed_intrinsics(path).expand(len(rows), 3, 3)
-    world_to_camera = checked_inverse(path, poses)
-    return checked_cameras(path, world_to_camera, intrinsics, hints.needed_size(path))
+    size_hw = hints.needed_size(path)
+    intrinsics = hints.needed_intrinsics(path, size_hw).expand(len(rows), 3, 3)
+    return checked_cameras(path, checked_inverse(path, poses), intrinsics, size_hw)
 
 
 def write_tum(path: Path, cameras: Cameras, fps: float | None) -> None:

@@ -320,6 +320,28 @@ def test_what_a_format_cannot_carry_is_asked_for(tmp_path, name):
             load_cameras(path, **(hints | {"intrinsics": None}))
 
 
+@pytest.mark.parametrize("name", CAMERA_FORMATS)
+def test_a_camera_like_it_fills_in_what_a_format_does_not_carry_and_nothing_else(tmp_path, name):
+    path = tmp_path / f"a{SUFFIX[name]}"
+    save_cameras(path, along_x(), file_format=name)
+    like = Cameras(
+        world_to_camera=torch.eye(4)[None],
+        intrinsics=2 * SQUARE[None] - torch.diag(torch.tensor([0.0, 0, 1])),
+        height=2 * HEIGHT,
+        width=2 * WIDTH,
+    )
+    read = load_cameras(path, like=like)
+    if name in NEEDS_SIZE:
+        assert (read.height, read.width) == (2 * HEIGHT, 2 * WIDTH)
+    assert_is_along_x(read.resized(HEIGHT, WIDTH))
+    if name == "transforms":
+        document = json.loads(path.read_text())
+        for field in ("fl_x", "fl_y", "camera_angle_x"):
+            del document[field]
+        write_text(path, json.dumps(document))
+        assert_is_along_x(load_cameras(path, like=like))
+
+
 @pytest.mark.parametrize("name", ["transforms", "colmap", "npz"])
 def test_a_size_that_contradicts_the_file_is_refused_with_a_way_out(tmp_path, name):
     path = tmp_path / f"a{SUFFIX[name]}"
