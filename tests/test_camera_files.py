@@ -33,7 +33,7 @@ HEIGHT, WIDTH = 48, 64
 SQUARE = torch.tensor([[100.0, 0, 32], [0, 100, 24], [0, 0, 1]])
 SUFFIX = {"transforms": ".json", "colmap": "", "realestate10k": ".txt", "tum": ".tum",
           "load3d": ".json", "npz": ".npz"}  # fmt: skip
-NEEDS_SIZE = ("realestate10k", "tum", "load3d")
+NEEDS_SIZE = [name for name, form in CAMERA_FORMATS.items() if "size_hw" in form.lacks]
 
 # One known camera: at (1, 2, 3), looking along +x of our world with its own down pointing down.
 # Its right is our -z. So camera x = 3 - z, camera y = y - 2, camera z = x - 1.
@@ -71,7 +71,8 @@ def random_cameras(seed, num_frames=3, *, square=False, one_lens=False):
 def hints_for(name, cameras):
     """What this format does not carry."""
     size = {"size_hw": (cameras.height, cameras.width)} if name in NEEDS_SIZE else {}
-    return size | ({"intrinsics": cameras.intrinsics[0]} if name == "tum" else {})
+    needs_lens = "intrinsics" in CAMERA_FORMATS[name].lacks
+    return size | ({"intrinsics": cameras.intrinsics[0]} if needs_lens else {})
 
 
 def carried(name, seed, num_frames=3):
@@ -315,7 +316,7 @@ def test_what_a_format_cannot_carry_is_asked_for(tmp_path, name):
         FileFormatError, match=r"does not say the size of the images\. Pass size_hw"
     ):
         load_cameras(path, **(hints | {"size_hw": None}))
-    if name == "tum":
+    if "intrinsics" in CAMERA_FORMATS[name].lacks:
         with pytest.raises(FileFormatError, match=r"has no intrinsics\. Pass intrinsics="):
             load_cameras(path, **(hints | {"intrinsics": None}))
 
