@@ -1,0 +1,76 @@
+"""A trainer with a network of one layer, which the tests of the loop also start as a process.
+
+python stand_in_run.py DATA OUTPUT NUM_STEPS SLEEP_S
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from training.loader import TrainingLoader
+from training.loop import TrainingRun
+from training.samples import SampleSize
+from training.settings import DataSettings, OptimizerSettings, RunSettings
+from training.shards import ShardDataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    run: RunSettings
+    data: DataSettings
+    optimizer: OptimizerSettings
+
+
+class Objective(torch.nn.Module):
+    """Depth from colours, with dropout (global random state) and drawn noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 8)
+        self.last = torch.nn.Linear(8, 1)
+        self.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, colors, depth, noise):
+        hidden = torch.nn.functional.dropout(self.layer(colors + 0.1 * noise).relu(), 0.2)
+        return (self.last(hidden)[..., 0] - depth).square().flatten(1).mean(1)
+
+
+def config(data: Path, output: Path, num_steps: int, **run) -> Config:
+    settings = {"checkpoint_every": 3, "checkpoints_kept": 2, "validate_every": 0} | run
+    settings = {"precision": "fp32", "tracker": "none", "batch_size": 2} | settings
+    return Config(
+        run=RunSettings(output=output, num_steps=num_steps, **settings),
+        data=DataSettings(train=data, size=SampleSize(num_frames=1, height=16, width=32)),
+        optimizer=OptimizerSettings(learning_rate=1e-2, weight_decay=1e-2, warmup_steps=4),
+    )
+
+
+def train(config: Config, each=lambda run: None, objective=None) -> TrainingRun:
+    run = TrainingRun(config)
+    dataset = ShardDataset(config.data.train, config.data.size)
+    loader = TrainingLoader(
+        dataset,
+        batch_size=config.run.batch_size,
+        seed=config.run.seed,
+        rank=run.rank,
+        num_ranks=run.num_ranks,
+    )
+    run.prepare(objective or Objective(), loader, {"last.": 0.5})
+    for batch in run.batches():
+        colors = batch.video[:, 0] / 255
+        noise = torch.randn(colors.shape, generator=run.generator())
+        run.update(batch, lambda c=colors, b=batch, n=noise: run.objective(c, b.depth, n))
+        each(run)
+    run.close()
+    return run
+
+
+if __name__ == "__main__":
+    data, output, num_steps, sleep_s = sys.argv[1:]
+    train(
+        config(Path(data), Path(output), int(num_steps), ema_decay=0.9),
+        each=lambda run: time.sleep(float(sleep_s)),
+    )

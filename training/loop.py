@@ -1,0 +1,389 @@
+"""One run of a trainer: devices, resuming, updates, checkpoints, metrics, and an orderly end.
+
+    run = TrainingRun(config)
+    run.prepare(objective, loader)
+    for batch in run.batches():
+        run.update(batch, lambda: run.objective(...))     # per-sample losses
+    run.close()
+
+`objective` is a module whose `forward` returns the loss of each sample. Only it is wrapped for
+several ranks, so every gradient passes through its `forward`.
+"""
+
+import importlib.util
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from more4d_backend.files import replacing
+
+from .averaging import ParameterAverage
+from .checkpoints import (
+    CheckpointError,
+    CheckpointFolder,
+    check_same_recipe,
+    load_plain,
+    load_random_state,
+    load_tensors_into,
+    plain,
+    read_about,
+    save_random_state,
+    save_tensors,
+)
+from .loader import TrainingLoader
+from .run_errors import NotFiniteError, explaining_out_of_memory, not_finite_message
+from .samples import TrainingBatch
+from .settings import SettingsError, TrainerSettings
+
+_log = logging.getLogger(__name__)
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class TrainingRun:
+    """What is the same for every trainer."""
+
+    def __init__(self, config: TrainerSettings) -> None:
+        """Take the devices, seed every generator, and look for a run to continue.
+
+        Raises:
+            CheckpointError: the checkpoint to resume from is damaged, or of another recipe.
+            SettingsError: the output folder has a run, and resuming is off.
+        """
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+
+        self.config, self.settings = config, config.run
+        _check_tracker(self.settings.tracker)
+        self.output = self.settings.output
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if self.settings.precision == "bf16" else "no",
+            gradient_accumulation_steps=self.settings.accumulation,
+            log_with=None if self.settings.tracker == "none" else self.settings.tracker,
+            project_config=ProjectConfiguration(str(self.output), str(self.output / "logs")),
+        )
+        self.device = self.accelerator.device
+        self.rank, self.num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        self.is_main = self.accelerator.is_main_process
+        self.is_sharded = self.accelerator.distributed_type in (
+            DistributedType.FSDP,
+            DistributedType.DEEPSPEED,
+        )
+        set_seed(self.settings.seed, device_specific=False)
+        self.step = 0
+        self.checkpoints = CheckpointFolder(self.output, self.settings.checkpoints_kept)
+        self._checkpoint = self._find_checkpoint()
+        self._terminated = False
+        self._losses: list[float] = []
+        self._wait_s = 0.0
+        self._plain_config = plain(config)
+
+    def prepare(
+        self,
+        objective: nn.Module,
+        loader: TrainingLoader,
+        learning_rate_scales: Mapping[str, float] | None = None,
+    ) -> None:
+        """Make the optimiser, spread the objective over the ranks, and resume.
+
+        `learning_rate_scales` maps the start of parameter names to a factor on the learning rate.
+        """
+        trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        rounded = [name for name, p in trained.items() if p.dtype != torch.float32]
+        if rounded or not trained:
+            raise SettingsError(
+                f"{len(rounded)} of {len(trained)} trained parameters are not float32, such as "
+                f"{rounded[:3]}: small updates would be rounded away. Load them as float32."
+            )
+        self.loader = loader
+        settings = self.config.optimizer
+        by_scale = _by_scale(trained, learning_rate_scales or {})
+        self._names = [list(names) for names in by_scale.values()]
+        optimizer = torch.optim.AdamW(
+            [{"params": list(p.values()), "scale": scale} for scale, p in by_scale.items()],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        module = self.accelerator.unwrap_model(self.objective)
+        self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.average = self._new_average()
+        self._resume()
+        self._start_records()
+        self._listen_for_termination()
+        _log.info(
+            "%d parameters in %d tensors are trained on %d ranks, %s, from step %d",
+            sum(p.numel() for p in self.trained.values()),
+            *(len(self.trained), self.num_ranks, self.device, self.step),
+        )
+
+    def batches(self) -> Iterator[TrainingBatch]:
+        """Yield batches on the device until the last step is done; save in between.
+
+        After SIGTERM the update that is running is finished, a checkpoint is written, and
+        SystemExit ends the run.
+        """
+        batches = iter(self.loader)
+        while self.step < self.settings.num_steps:
+            before = self.step
+            start = time.perf_counter()
+            batch = next(batches).to(self.device)
+            self._wait_s += time.perf_counter() - start
+            yield batch
+            if self.step == before:
+                continue
+            done = self.step == self.settings.num_steps
+            if done or self._terminated or self.step % self.settings.checkpoint_every == 0:
+                self.save()
+            if self._terminated and not done:
+                _log.warning("SIGTERM: stopped after step %d; the checkpoint is written", self.step)
+                self.close()
+                raise SystemExit(EXIT_TERMINATED)
+
+    def update(self, batch: TrainingBatch, losses: Callable[[], Tensor]) -> None:
+        """Compute per-sample losses and their gradient; after `accumulation` batches, step.
+
+        Raises:
+            NotFiniteError: a loss or the gradient is NaN or infinite; names the samples.
+            TrainingMemoryError: the device is full; says what to change.
+        """
+        with (
+            explaining_out_of_memory(self.settings, sharded=self.is_sharded),
+            self.accelerator.accumulate(self.objective),
+        ):
+            per_sample = losses()
+            self._losses.append(self._mean_over_ranks(per_sample, batch))
+            self.accelerator.backward(per_sample.mean())
+            if self.accelerator.sync_gradients:
+                self._step(batch)
+
+    def generator(self, *, same_on_all_ranks: bool = False) -> torch.Generator:
+        """Return a generator for the present batch: a function of seed, place and rank alone.
+
+        So random draws do not depend on how often a run was stopped.
+        """
+        place = [self.settings.seed, self.loader.state.position]
+        place += [] if same_on_all_ranks else [1 + self.rank]
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many updates happens now."""
+        finished = self.accelerator.sync_gradients
+        return every > 0 and finished and self.step > 0 and self.step % every == 0
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Compute with the running mean of the parameters inside, if the recipe has one."""
+        return nullcontext() if self.average is None else self.average.in_use()
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics of the present step to `metrics.jsonl` and to the tracker."""
+        if self.is_main:
+            line = json.dumps({"step": self.step, **metrics})
+            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        self.accelerator.log(dict(metrics), step=self.step)
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Return the trained parameters, whole, on the CPU of rank 0; every rank must call.
+
+        The running mean, inside `averaged()`.
+        """
+        if self.is_sharded:
+            state = cast(dict[str, Tensor], self.accelerator.get_state_dict(self.objective))
+            return {name: state[name] for name in self.trained if name in state}
+        return {name: p.detach().cpu() for name, p in self.trained.items()}
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        if self.is_main:
+            self.checkpoints.begin(self.step)
+        self.accelerator.wait_for_everyone()
+        folder = self.checkpoints.temporary(self.step)
+        if self.is_sharded:
+            self.accelerator.save_state(str(folder / "sharded"))
+        elif self.is_main:
+            save_tensors(self.trained, folder / "trainable.safetensors")
+            state = {"names": self._names, "state": self.optimizer.state_dict()}
+            state["averaged_updates"] = self.average.num_updates if self.average else 0
+            torch.save(state, folder / "optimizer.pt")
+            if self.average is not None:
+                save_tensors(self.average.mean, folder / "averaged.safetensors")
+        save_random_state(folder / f"random-{self.rank}.pt")
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            path = self.checkpoints.finish(self.step, self.loader.state, self._plain_config)
+            _log.info("Wrote %s", path)
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """End the run: metrics are written out, signals act as before."""
+        self.accelerator.end_training()
+        signal.signal(signal.SIGTERM, self._old_handler)
+
+    def _find_checkpoint(self) -> Path | None:
+        resume, latest = self.settings.resume, self.checkpoints.latest()
+        if resume == "latest":
+            return latest
+        if resume != "never":
+            return Path(resume)
+        if latest is not None:
+            raise SettingsError(
+                f"{self.output} already holds {latest.name} and run.resume is 'never'. Choose "
+                "another output folder, or run.resume 'latest'."
+            )
+        return None
+
+    def _new_average(self) -> ParameterAverage | None:
+        decay = self.settings.ema_decay
+        if decay is None:
+            return None
+        if self.is_sharded:
+            raise SettingsError(
+                "run.ema_decay is set, but the parameters are split over ranks, where no running "
+                "mean is kept. Set run.ema_decay to None."
+            )
+        return ParameterAverage(self.trained, decay)
+
+    def _resume(self) -> None:
+        path = self._checkpoint
+        if path is None:
+            return
+        about = read_about(path)
+        check_same_recipe(about, self._plain_config, path)
+        self.loader.resume(about.data)
+        if self.is_sharded:
+            self.accelerator.load_state(str(path / "sharded"))
+        else:
+            load_tensors_into(self.trained, path / "trainable.safetensors")
+            self._load_optimizer(path / "optimizer.pt")
+            if self.average is not None:
+                load_tensors_into(self.average.mean, path / "averaged.safetensors")
+        self.step = about.step
+        random_state = path / f"random-{self.rank}.pt"
+        if random_state.exists():
+            load_random_state(random_state)
+        else:
+            _log.warning("%s is not there; rank %d starts from the seed", random_state, self.rank)
+        _log.info("Continuing %s", path)
+
+    def _load_optimizer(self, path: Path) -> None:
+        stored = load_plain(path)
+        if stored["names"] != self._names:
+            raise CheckpointError(f"{path} belongs to parameters of other names or another order.")
+        self.optimizer.load_state_dict(stored["state"])
+        if self.average is not None:
+            self.average.num_updates = stored["averaged_updates"]
+
+    def _start_records(self) -> None:
+        # Plain values only: the trackers' tables take nothing else.
+        flat = {"recipe": json.dumps(self._plain_config), "ranks": self.num_ranks}
+        self.accelerator.init_trackers("metrics", config=flat)
+        if not self.is_main:
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.remove_unfinished()
+        with replacing(self.output / "config.json") as temporary:
+            temporary.write_text(json.dumps(self._plain_config, indent=1), encoding="utf-8")
+        metrics = self.output / "metrics.jsonl"
+        if metrics.exists():  # what was done after the checkpoint will be done again
+            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= self.step]
+            with replacing(metrics) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
+    def _listen_for_termination(self) -> None:
+        def terminate(_number: int, _frame: object) -> None:
+            self._asked_to_stop = True
+
+        self._asked_to_stop = False
+        self._old_handler = signal.signal(signal.SIGTERM, terminate)
+        self._last_step_s = time.perf_counter()
+
+    def _mean_over_ranks(self, per_sample: Tensor, batch: TrainingBatch) -> float:
+        """Mean loss of all ranks, who learn in the same exchange that one of them must stop."""
+        mine = per_sample.detach().float().mean()
+        told = torch.stack([mine, mine.new_tensor(float(self._asked_to_stop))])
+        everywhere = cast(Tensor, self.accelerator.gather(told))
+        means, stops = everywhere.view(-1, 2).unbind(1)
+        self._terminated = bool(stops.any())
+        mean = float(means.mean())
+        if not math.isfinite(mean):
+            raise NotFiniteError(not_finite_message(per_sample, batch.names, self.step))
+        return mean
+
+    def _step(self, batch: TrainingBatch) -> None:
+        settings = self.config.optimizer
+        loss = sum(self._losses) / len(self._losses)
+        rate = settings.learning_rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        metrics = {"loss": loss, "learning_rate": rate}
+        if settings.skips(self.step, loss):
+            _log.warning("The update after step %d is left out: its loss is %g", self.step, loss)
+        else:
+            metrics["gradient_norm"] = self._clipped_norm(batch)
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update()
+        self.optimizer.zero_grad()
+        self._losses.clear()
+        self.step += 1
+        now = time.perf_counter()
+        self.record(metrics | {"step_s": now - self._last_step_s, "data_wait_s": self._wait_s})
+        self._last_step_s, self._wait_s = now, 0.0
+
+    def _clipped_norm(self, batch: TrainingBatch) -> float:
+        settings = self.config.optimizer
+        limit = settings.max_norm_at(self.step)
+        parameters = list(self.trained.values())
+        norm = float(cast(Tensor, self.accelerator.clip_grad_norm_(parameters, limit)))
+        if not math.isfinite(norm):
+            raise NotFiniteError(
+                f"The gradient of the update after step {self.step} is not finite, though every "
+                f"loss is. Its last samples were {', '.join(batch.names)}. Nothing was applied."
+            )
+        ratio = norm / limit
+        if settings.spike_ratio is not None and (
+            self.step >= settings.max_norm_steps and ratio > settings.spike_ratio
+        ):
+            self.accelerator.clip_grad_norm_(parameters, limit / min(ratio, 10))
+        return norm
+
+
+def _by_scale(
+    trained: Mapping[str, nn.Parameter], scales: Mapping[str, float]
+) -> dict[float, dict[str, nn.Parameter]]:
+    """Parameters by their factor on the learning rate; every start of a name must be in use."""
+    unused = [start for start in scales if not any(n.startswith(start) for n in trained)]
+    if unused:
+        raise SettingsError(f"No trained parameter starts with {', '.join(unused)}.")
+    groups: dict[float, dict[str, nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        scale = next((f for start, f in scales.items() if name.startswith(start)), 1.0)
+        groups.setdefault(scale, {})[name] = parameter
+    return groups
+
+
+def _check_tracker(tracker: str) -> None:
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise SettingsError(
+            f"run.tracker is {tracker!r}, which is not installed: pip install {tracker}, or set "
+            "run.tracker to none."
+        )
+
+
+def _step_of(line: str) -> int:
+    return json.loads(line)["step"]

@@ -1,0 +1,180 @@
+"""Settings that all trainers share: the run, its data, its optimiser."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from .samples import SampleSize
+
+Tracker = Literal["tensorboard", "wandb", "none"]
+Precision = Literal["bf16", "fp32"]
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be; the message names it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """How long and in which way to train."""
+
+    output: Path
+    """Folder of the run: config, checkpoints, metrics, validation, final weights."""
+
+    num_steps: int
+    """Updates in all."""
+
+    batch_size: int
+    """Samples per rank and forward pass."""
+
+    accumulation: int = 1
+    """Forward passes per update."""
+
+    seed: int = 42
+    """Of the order of the data, of the noise, and of new parameters."""
+
+    precision: Precision = "bf16"
+    """Of the computation. Trained parameters and the optimiser are always float32."""
+
+    gradient_checkpointing: bool = True
+    """Compute activations twice instead of keeping them: a third slower, far less memory."""
+
+    ema_decay: float | None = None
+    """Per update, of a running mean of the parameters that validation and the final weights use.
+    None keeps none; it costs the memory of the parameters once more."""
+
+    checkpoint_every: int = 200
+    """Updates."""
+
+    checkpoints_kept: int = 3
+    """The newest ones."""
+
+    validate_every: int = 200
+    """Updates. 0: never."""
+
+    resume: str = "latest"
+    """`latest` continues the run in `output` if there is one; `never` refuses a folder with
+    checkpoints; otherwise the path of a checkpoint."""
+
+    tracker: Tracker = "tensorboard"
+    """Where metrics go besides `metrics.jsonl`."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "accumulation", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"run.{name} is {getattr(self, name)}; expected at least 1.")
+        if self.checkpoints_kept < 1 or self.validate_every < 0:
+            raise SettingsError(
+                f"run.checkpoints_kept is {self.checkpoints_kept} and run.validate_every is "
+                f"{self.validate_every}; expected at least 1 and at least 0."
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise SettingsError(
+                f"run.ema_decay is {self.ema_decay}; expected a number between 0 and 1, or None."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """What to train on."""
+
+    train: Path
+    """Folder of shards."""
+
+    size: SampleSize
+    """Samples are cut to this."""
+
+    validation: Path | None = None
+    """Folder of shards that are not in `train`. None: no validation."""
+
+    num_validation_samples: int = 8
+    """The first ones of `validation`."""
+
+    num_workers: int = 8
+    """Processes that read, per rank."""
+
+    max_samples: int | None = None
+    """Use only the first ones of `train`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW, its learning rate, and the limits on one update."""
+
+    learning_rate: float
+    """After the warm-up, constant."""
+
+    weight_decay: float
+    """Decoupled; on every parameter, as published."""
+
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of the first and second moment."""
+
+    warmup_steps: int = 0
+    """Updates over which the learning rate rises from 0 in a line."""
+
+    max_norm: float = 1.0
+    """Longest gradient; a longer one is shortened to it."""
+
+    max_norm_start: float | None = None
+    """`max_norm` at the first update, from where it goes in a line. None: `max_norm` throughout."""
+
+    max_norm_steps: int = 0
+    """Updates over which it does so."""
+
+    spike_ratio: float | None = None
+    """After `max_norm_steps`, a gradient this many times too long is shortened further, by its
+    ratio to `max_norm` but at most tenfold. None: not."""
+
+    skip_above: float | None = None
+    """An update whose mean loss is above is left out, after `skip_after_step`. None: none is."""
+
+    skip_after_step: int = 50
+    """See `skip_above`."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_norm", "eps"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(
+                    f"optimizer.{name} is {getattr(self, name)}; expected more than 0."
+                )
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of the update after `step` updates."""
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+    def max_norm_at(self, step: int) -> float:
+        """Return the longest gradient of the update after `step` updates."""
+        if self.max_norm_start is None or step >= self.max_norm_steps:
+            return self.max_norm
+        share = step / self.max_norm_steps
+        return self.max_norm_start + share * (self.max_norm - self.max_norm_start)
+
+    def skips(self, step: int, mean_loss: float) -> bool:
+        """Whether an update with this loss is left out."""
+        return self.skip_above is not None and (
+            step > self.skip_after_step and mean_loss > self.skip_above
+        )
+
+
+@runtime_checkable
+class TrainerSettings(Protocol):
+    """What every trainer's config has."""
+
+    @property
+    def run(self) -> RunSettings:
+        """See `RunSettings`."""
+        ...
+
+    @property
+    def data(self) -> DataSettings:
+        """See `DataSettings`."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """See `OptimizerSettings`."""
+        ...
