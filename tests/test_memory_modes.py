@@ -9,6 +9,7 @@ from torch import nn
 from more4d_backend import memory_modes
 from more4d_backend.devices import DevicePlan, DevicePlanError
 from more4d_backend.memory_modes import Placement, apply_plan, run_sizes
+from more4d_backend.strag.motion_perception import Guidance
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -56,6 +57,9 @@ def call(module: nn.Module) -> torch.Tensor:
             timestep=torch.tensor([500.0]),
             encoder_hidden_states=torch.randn(1, 512, 16, generator=generator),
             reference_latent=torch.randn(1, 16, 4, 4, generator=generator),
+            guidance=Guidance(
+                features=torch.randn(1, 4, 8, generator=generator), unguided_frame=-1
+            ),
         ).sample
 
 
