@@ -7,6 +7,7 @@ device, and in the dtype, of the cameras it is given.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from einops import rearrange
@@ -147,11 +148,14 @@ class SyntheticWorld:
         caster = self._caster(cameras, self._times(cameras, times_s))
         center = _pixel_rays(cameras, 0.0, 0.0)
         depth, surface = caster.cast(center)
-        rgb = torch.zeros_like(center)
-        for row in range(samples):
-            for column in range(samples):
+        if samples == 1:
+            rgb = caster.colors(center, depth, surface)
+        else:
+            rgb = torch.zeros_like(center)
+            for row, column in product(range(samples), repeat=2):
                 dx, dy = (column + 0.5) / samples - 0.5, (row + 0.5) / samples - 0.5
-                rgb += caster.colors(_pixel_rays(cameras, dx, dy)) / samples**2
+                rays = _pixel_rays(cameras, dx, dy)
+                rgb += caster.colors(rays, *caster.cast(rays)) / samples**2
         reached = depth.where(depth.isfinite(), depth.new_tensor(_ENDLESS_SKY_M))
         positions = _centers(cameras)[:, None] + center * reached[..., None]
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .synthetic_motions import Vector
 
-
 _TINY = 1e-30
 """Stands for 0 where a ray is parallel to a face or to a cylinder: its interval is then endless."""
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from more4d_backend import synthetic_casting
 from more4d_backend.geometry import align_similarity, project, transform_points
 from more4d_backend.scene import Cameras, PointTracks
 from more4d_backend.shapes import ShapeError
@@ -154,6 +155,24 @@ def test_equal_seeds_give_equal_worlds_and_other_seeds_others():
     torch.testing.assert_close(one.view(cameras).rgb, again.view(cameras).rgb, atol=0, rtol=0)
 
 
+def test_how_rays_are_split_into_chunks_makes_no_difference(monkeypatch):
+    world = make_world(3)
+    cameras = world.cameras(3, 20, 30, dtype=torch.float64)
+    whole, tracks = world.view(cameras), world.tracks(cameras)
+    for budget in (500, 20_000):  # parts of a frame; a frame at a time, and the last alone
+        monkeypatch.setattr(synthetic_casting, "_CPU_BUDGET", budget)
+        split = world.view(cameras)
+        assert torch.equal(split.object_index, whole.object_index)
+        torch.testing.assert_close(split.depth, whole.depth)
+        torch.testing.assert_close(split.rgb, whole.rgb)
+        assert torch.equal(world.tracks(cameras).visibility, tracks.visibility)
+
+
+def test_no_points_are_seen_nowhere():
+    world = make_world(3)
+    assert world.sees(world.cameras(2, 8, 8), torch.zeros(2, 0, 3)).shape == (2, 0)
+
+
 def test_float32_and_float64_agree():
     world = make_world(7)
     single = world.view(world.cameras(2, 48, 64))
@@ -161,7 +180,7 @@ def test_float32_and_float64_agree():
     same = single.object_index == double.object_index
     assert same.float().mean() > 0.999
     relative = (single.depth - double.depth).abs() / double.depth
-    assert relative[same].max() < 1e-4  # measured: 7e-6, on a hill that is seen at grazing angle
+    assert relative[same].max() < 1e-5  # measured: 2e-6
     assert (single.rgb - double.rgb).abs()[same].quantile(0.999) < 1e-3
 
 
@@ -314,7 +333,7 @@ def test_most_actors_are_in_view_from_first_to_last():
         cameras = world.cameras(3, 36, 48)
         seen = world.view(cameras, torch.tensor([0.0, 3.0, 6.0])).object_index
         shares += [float((frame == i).any()) for i in actors for frame in seen]
-    assert sum(shares) / len(shares) > 0.8  # measured: 0.93; the rest hides behind another actor
+    assert sum(shares) / len(shares) > 0.8  # measured: 0.91; the rest hides behind another actor
 
 
 def test_an_unknown_setting_and_a_wrong_number_of_times_are_refused(as_users_run_it):
