@@ -145,6 +145,8 @@ class SyntheticWorld:
         `samples` x `samples` rays per pixel are averaged into the colour; everything else
         belongs to the ray through the pixel's centre.
         """
+        if samples < 1:
+            raise ValueError(f"samples is {samples}; expected 1 or more.")
         caster = self._caster(cameras, self._times(cameras, times_s))
         center = _pixel_rays(cameras, 0.0, 0.0)
         depth, surface = caster.cast(center)

@@ -95,7 +95,7 @@ def random_layout(
         torch.tensor([dice.sign() * dice.between(0.4, 0.9), -1.0, -dice.between(0.3, 0.8)]), dim=0
     ).tolist()
     drift = (dice.sign() * dice.between(0.6, 1.0), dice.between(-0.3, 0.1), dice.between(0, 0.5))
-    speed = moving_camera / duration_s
+    speed = (1.0 if moving_camera else 0.0) / duration_s
     return Layout(
         objects=tuple(objects),
         sky=_sky(dice),

@@ -344,6 +344,8 @@ def test_an_unknown_setting_and_a_wrong_number_of_times_are_refused(as_users_run
     world = make_world(0)
     with pytest.raises(ShapeError, match="times_s has 2 entries and cameras has 3 frames"):
         world.view(world.cameras(3, 8, 8), torch.zeros(2))
+    with pytest.raises(ValueError, match="samples is 0"):
+        world.view(world.cameras(1, 8, 8), samples=0)
     late = solid(Shape.BOX, 1.0, position=(0.0, 0.0, 5.0), parent=0)
     with pytest.raises(ValueError, match=r"Object 0 \(test\) has parent 0"):
         world_of(late)
