@@ -1,5 +1,7 @@
 """Render a scene along a camera path: `render(scene, cameras)` gives rgb, depth and alpha."""
 
+from .holes import fill_pinholes as fill_pinholes
+from .holes import hole_mask as hole_mask
 from .reference import check_renderable as check_renderable
 from .reference import render as render
 from .settings import RenderError as RenderError

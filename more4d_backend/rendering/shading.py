@@ -1,7 +1,7 @@
 """Colours and depths of the points that a z-buffer chose, at them or between them."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ..scene import Cameras
@@ -104,7 +104,7 @@ def _place_on_grid(
     return to_right, to_down
 
 
-def _joined_sides(local_map: LocalMap, grid_width: int) -> Int[Tensor, "frame point"]:
+def _joined_sides(local_map: LocalMap, grid_width: int) -> UInt8[Tensor, "frame point"]:
     """Which of its four neighbours each point is joined to, as bits."""
     right, down = local_map.right.to(torch.uint8), local_map.down.to(torch.uint8)
     joined = right * _RIGHT + down * _BELOW
@@ -116,7 +116,7 @@ def _joined_sides(local_map: LocalMap, grid_width: int) -> Int[Tensor, "frame po
 def _neighbor(
     point: Int[Tensor, "frame pixel"],
     toward: Float[Tensor, "frame pixel"],
-    joined: Int[Tensor, "frame point"],
+    joined: UInt8[Tensor, "frame point"],
     sides: tuple[int, int],
     offset: int,
 ) -> tuple[Int[Tensor, "frame pixel"], Float[Tensor, "frame pixel"]]:

@@ -44,12 +44,12 @@ class Surface:
     """None for points without a grid."""
 
 
-def surface_of(points: PointFrames, first_spacing: Tensor | None) -> Surface:
-    """Measure the surface of each frame. `first_spacing` comes from `first_spacing(scene)`."""
+def surface_of(points: PointFrames, kept_spacing: Float[Tensor, "1 point"] | None) -> Surface:
+    """Measure the surface of each frame. `kept_spacing` is that of `first_spacing(scene)`."""
     seen = points_in_view(points, points.source)
     spacing = _face_on_spacing(seen, points)
-    if first_spacing is not None:
-        spacing = torch.where(first_spacing > 0, first_spacing, spacing)
+    if kept_spacing is not None:
+        spacing = torch.where(kept_spacing > 0, kept_spacing, spacing)
     if points.grid_hw is None:
         return Surface(spacing=spacing, joins=None)
     grid = (-1, *points.grid_hw)
