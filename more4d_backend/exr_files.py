@@ -63,10 +63,10 @@ def decode_exr(data: bytes, max_pixels: int) -> Float32[np.ndarray, "height widt
     import av
 
     header = _parse(data)
-    if header.width * header.height > max_pixels:
+    if min(header.width, header.height) < 1 or header.width * header.height > max_pixels:
         raise ValueError(
-            f"the header claims {header.width}x{header.height} pixels; at most {max_pixels} "
-            "are read"
+            f"the header claims {header.width}x{header.height} pixels; expected 1 to "
+            f"{max_pixels} in all"
         )
     channel = _depth_channel(header)
     if channel is not None:

@@ -36,8 +36,8 @@ def load_image(
     """
     from PIL import ImageOps
 
+    image = open_picture(path)
     with decoding(path, "a picture"):
-        image = open_picture(path)
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
