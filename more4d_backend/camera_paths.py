@@ -178,7 +178,7 @@ def _input_view_points(scene: Scene4D) -> Float[Tensor, "point 3"]:
     points = scene.points
     seen = points.visibility[0] if isinstance(points, PointTracks) else points.valid[0]
     positions = transform_points(points.positions[0][seen], scene.cameras.world_to_camera[0])
-    positions = positions[positions.isfinite().all(-1) & (positions[:, 2] > 0)]
+    positions = positions[positions[:, 2] > 0]
     if len(positions) == 0:
         raise CameraPathError(
             "The scene has no visible point in front of the input view in frame 0, so its scale "

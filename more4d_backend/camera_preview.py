@@ -157,8 +157,7 @@ def _scene_points(
     positions, colors = points.positions[0][seen].cpu().double(), colors[seen].cpu().float()
     thinning = max(1, len(positions) // _MAX_POINTS)
     positions, colors = positions[::thinning], colors[::thinning]
-    finite = positions.isfinite().all(-1)
-    return transform_points(positions[finite], world_to_first), colors[finite]
+    return transform_points(positions, world_to_first), colors
 
 
 def _box(

@@ -57,7 +57,7 @@ def assert_identical(a, b):
 @settings(deadline=None, max_examples=50)
 @given(
     seed=SEEDS,
-    num_frames=st.integers(1, 9),
+    num_frames=st.integers(1, 9) | st.just(50),
     times=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
@@ -214,3 +214,9 @@ def test_slerp_takes_the_short_way_whatever_the_signs():
     wanted = torch.tensor([math.cos(0.1), math.sin(0.1), 0, 0]).double()
     torch.testing.assert_close(slerp(start, end, half), wanted)
     torch.testing.assert_close(slerp(start, -end, half), wanted)
+
+
+def test_slerp_between_equal_rotations_stays_there():
+    start = torch.tensor([0.6, 0, 0.8, 0]).double()
+    for end in (start, -start):
+        torch.testing.assert_close(slerp(start, end, torch.tensor([0.3]).double()), start)

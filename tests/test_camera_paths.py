@@ -353,7 +353,7 @@ def test_a_looped_path_joins_its_start_without_a_jump(name, num_frames):
 
 
 def test_a_full_turn_loops_onwards_and_a_half_turn_comes_back():
-    full = path("orbit-left", 12, angle_deg=360.0, loop=True, pivot_distance=5e4)
+    full = path("orbit-left", 12, angle_deg=360.0, loop=True, pivot_distance=1e8)
     heading = torch.atan2(full.camera_to_world[:, 0, 2], full.camera_to_world[:, 2, 2])
     turned = heading.diff() % (2 * math.pi)
     torch.testing.assert_close(turned, torch.full((11,), math.radians(30)).double())
