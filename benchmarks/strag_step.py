@@ -1,6 +1,6 @@
 """One denoising step of 4D-STraG against diffusers' plain Wan of the same size and token count.
 
-    python benchmarks/strag_step.py                      full size; about 3 minutes on one H200
+    python benchmarks/strag_step.py                      full size, about 40 GiB of device memory
     python benchmarks/strag_step.py --layers 4           a shorter stack, for tuning
     python benchmarks/strag_step.py --layers 2 --profile what the time goes into
     python benchmarks/strag_step.py --size tiny --device cpu --latent 4 8 10
