@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.headless
-	$(BIN)/python -m more4d_backend synthetic --seed 7 --output out/demo
+	$(BIN)/python -m more4d_backend synthetic --seed 11 --output out/demo
 	$(BIN)/python -m more4d_backend render out/demo/photo.png \
 	    --depth out/demo/depth.png --intrinsics out/demo/intrinsics.npy \
-	    --camera orbit-left --camera dolly-zoom --num-frames 25 --angle-deg 15 --output out/demo
+	    --camera orbit-left --camera dolly-zoom --num-frames 25 --amplitude 0.4 --output out/demo
 	$(BIN)/python -m more4d_backend info out/demo/scene.safetensors
 	@echo "Look at out/demo: orbit-left.mp4, dolly-zoom.mp4, contact-sheet.png, scene.safetensors"
 

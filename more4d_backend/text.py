@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -70,7 +71,7 @@ class UMT5TextEncoder:
     ) -> "UMT5TextEncoder":
         """Load a model and a tokenizer that `save_pretrained` wrote. Nothing is downloaded."""
         try:
-            from transformers import AutoTokenizer, UMT5EncoderModel
+            from transformers import UMT5EncoderModel
         except ImportError as e:
             raise ImportError(
                 f'Text needs transformers: pip install "more4d[headless]" ({e}).'
@@ -78,7 +79,7 @@ class UMT5TextEncoder:
         model = UMT5EncoderModel.from_pretrained(
             model_folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+        tokenizer = load_tokenizer(tokenizer_folder)
         torch.nn.Module.to(model, device)  # in place; the class's own `to` has no type
         return cls(model, tokenizer)
 
@@ -116,3 +117,11 @@ class UMT5TextEncoder:
             TEXT_TOKENS,
             cut,
         )
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Any:
+    """Load a tokenizer from its folder, or from the tokenizer.json in it. Nothing is downloaded."""
+    from transformers import AutoTokenizer
+
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -46,6 +46,11 @@ class WanPipeline:
         planned = self.placement is not None and self.placement.plan.sequential_cfg
         return replace(sampling, sequential_guidance=sampling.sequential_guidance or planned)
 
+    def forget_cached_steps(self) -> None:
+        """Empty diffusers' step caches: another run's last step is not this run's step before."""
+        if self.transformer.is_cache_enabled:
+            self.transformer._reset_stateful_cache()
+
     def encode_text(self, prompt: str, negative_prompt: str) -> PromptPair:
         """Encode both branches of guidance."""
         with self.using(self.text_encoder.model):

@@ -137,6 +137,7 @@ class StragPipeline(WanPipeline):
         size = latent_size(settings.num_frames, *settings.size_hw)
         noise = initial_noise((1, LATENT_CHANNELS, *size), generator, self.device)
         sampling = replace(self.planned(settings.sampling), shift=self.profile.shift)
+        self.forget_cached_steps()
         with self.using(self.transformer):
             velocity = self._velocity(condition, tokens, guidance)
             latent = denoise(velocity, noise, text, sampling, progress=progress)

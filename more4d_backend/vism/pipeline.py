@@ -110,7 +110,7 @@ class VismPipeline(WanPipeline):
         for index, window in enumerate(windows):
             condition = self._encode_condition(video[window.frames], holes[window.frames])
             noise = self._noise(video[window.frames], generator)
-            self._forget_cached_steps()
+            self.forget_cached_steps()
             with self.using(self.transformer):
                 latent = denoise(
                     self._velocity(condition, image_tokens),
@@ -127,11 +127,6 @@ class VismPipeline(WanPipeline):
         if settings.paste_known_pixels:
             video = paste_back(rendered, video, hole_mask, settings.feather_px)
         return video
-
-    def _forget_cached_steps(self) -> None:
-        # What diffusers' step caches hold of another window would pass for the step before.
-        if self.transformer.is_cache_enabled:
-            self.transformer._reset_stateful_cache()
 
     def _encode_condition(self, video: Tensor, holes: Tensor) -> Tensor:
         with self.using(self.vae):

@@ -53,14 +53,14 @@ class MeanImage:
         return image.mean().expand(1, 257, IMAGE_DIM)
 
 
-def make_pipeline(profile=OWN, image_dim=None):
+def make_pipeline(profile=OWN, image_dim=None, num_layers=1):
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)
     size = StragSize(
         wan=WanSize(
             in_channels=64,
-            num_layers=1,
+            num_layers=num_layers,
             num_heads=1,
             head_dim=24,
             ffn_dim=16,
@@ -223,3 +223,12 @@ def test_progress_counts_the_steps_and_can_interrupt(pipeline):
 
 def test_a_single_pixel_becomes_a_scene(pipeline):
     assert generate(pipeline, photo(1, 1)).points.positions.isfinite().all()
+
+
+def test_a_step_cache_of_an_earlier_run_changes_nothing():
+    from diffusers import FirstBlockCacheConfig
+
+    pipeline = make_pipeline(num_layers=2)
+    pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
+    first, again = (generate(pipeline, seed=3).points.positions for _ in range(2))
+    assert torch.equal(first, again)

@@ -1,0 +1,83 @@
+"""A camera path from whatever a user names: a preset, a keyframe file, another program's file."""
+
+import logging
+from pathlib import Path
+
+from .camera_files import CAMERA_FORMATS, guess_camera_format, load_cameras
+from .camera_json_files import is_keyframe_file
+from .camera_keyframes import cameras_from_keyframes, load_keyframes
+from .camera_path_edits import CameraPathError, ease_path, rebase_path, retime_path
+from .camera_paths import PathSettings, check_path_name, scene_path, scene_scale
+from .scene import Cameras, Scene4D
+
+_log = logging.getLogger(__name__)
+
+
+def path_from(
+    source: str,
+    scene: Scene4D,
+    num_frames: int | None = None,
+    *,
+    settings: PathSettings | None = None,
+) -> Cameras:
+    """Make the camera path that `source` names, starting at the scene's input view.
+
+    `source` is a name that `camera_paths.path_descriptions` lists, or the path of a keyframe JSON
+    or of any file that `camera_files` reads. A file's path is moved to start at the input view,
+    brought to the input view's image size and retimed to `num_frames` (default: the scene's
+    number, or the file's own where the scene is a single frame).
+
+    Raises:
+        CameraPathError: unknown name; settings that the path cannot follow.
+        FileFormatError: a file that is no camera file.
+    """
+    check_source(source)
+    settings = settings or PathSettings()
+    if not Path(source).exists():
+        return scene_path(source, scene, num_frames, settings=settings)
+    start = scene.cameras.frames(slice(0, 1))
+    if num_frames is None and scene.num_frames > 1:
+        num_frames = scene.num_frames
+    if is_keyframe_file(Path(source)):
+        keyframes = load_keyframes(source)
+        return cameras_from_keyframes(
+            keyframes, start, num_frames or 49, scene_scale=scene_scale(scene)
+        )
+    path = _load_for(source, start)
+    path = rebase_path(path.resized(start.height, start.width), start, scale=settings.amplitude)
+    if num_frames is not None and num_frames != path.num_frames:
+        _log.info("%s has %d cameras; retimed to %d.", source, path.num_frames, num_frames)
+        path = retime_path(path, num_frames)
+    return path if settings.ease == "linear" else ease_path(path, settings.ease)
+
+
+def check_source(source: str) -> None:
+    """Refuse, before any work, a name that is neither a path we know nor a file.
+
+    Raises:
+        CameraPathError: suggests the nearest name, or says that the file is not there.
+    """
+    if Path(source).exists():
+        return
+    if Path(source).suffix:
+        raise CameraPathError(f"There is no camera file at {source}.")
+    check_path_name(source)
+
+
+def source_label(source: str) -> str:
+    """Short name of a source, for files and pictures made with it."""
+    return Path(source).stem if Path(source).exists() else source
+
+
+def _load_for(source: str, start: Cameras) -> Cameras:
+    """Read a camera file; what its format does not carry is the input view's."""
+    file_format = guess_camera_format(source)
+    lacks = CAMERA_FORMATS[file_format].lacks
+    if lacks:
+        _log.info("%s carries no %s: the input view's are used.", source, " and no ".join(lacks))
+    return load_cameras(
+        source,
+        file_format=file_format,
+        size_hw=(start.height, start.width) if "size_hw" in lacks else None,
+        intrinsics=start.intrinsics[0] if "intrinsics" in lacks else None,
+    )

@@ -1,0 +1,40 @@
+"""The command line: one dataclass per command, its fields are the options, `run` does the work."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+LOGGER = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 1 some items failed, 2 refused."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        import tyro
+
+        from .console import set_up_logging
+
+        set_up_logging("--debug" in arguments)
+    except ImportError as e:
+        sys.stderr.write(f'The command line needs more: pip install "more4d[headless]" ({e}).\n')
+        return 2
+    from .commands import COMMANDS
+
+    command = tyro.cli(
+        COMMANDS,
+        prog="more4d",
+        description="4D scenes from one image or one video. Each command has its own --help. "
+        "Add --debug to any command for details and, after an error, the place in the code.",
+        args=[argument for argument in arguments if argument != "--debug"],
+    )
+    try:
+        return command.run()
+    except (ValueError, OSError, ImportError) as e:
+        if "--debug" in arguments:
+            raise
+        LOGGER.error("%s", e)
+        return 2
+    except KeyboardInterrupt:
+        LOGGER.error("Interrupted. Outputs that were finished before are whole.")
+        return 130

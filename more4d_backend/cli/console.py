@@ -1,0 +1,50 @@
+"""What the commands share in talking to a person: log lines and progress bars, both by rich."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[int, int], None]
+
+
+def set_up_logging(debug: bool) -> None:
+    """Send the package's log lines to standard error, coloured where that is a terminal."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(
+        console=Console(stderr=True, soft_wrap=True), show_path=False, show_time=False
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger(__name__.split(".")[0]).setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Progress]:
+    """Give a callback `(done, total)` that draws one bar on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table to standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,122 @@
+"""Where the depth of a picture comes from: the options that several commands share."""
+
+import io
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..depth import (
+    DepthError,
+    DepthFile,
+    DepthPrediction,
+    DepthProvider,
+    lift_prediction,
+    provider_class,
+)
+from ..files import FileFormatError, decoding, read_limited
+from ..scene import Scene4D
+
+LOGGER = logging.getLogger(__name__)
+
+_FILE_SUFFIXES = (".png", ".exr", ".npy", ".tif", ".tiff")
+_LIMIT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthOptions:
+    """Depth and field of view of a picture."""
+
+    depth: str | None = None
+    """A depth file (16-bit PNG, EXR, npy), or a network: depth-pro, depth-anything-v2-metric,
+    unidepth."""
+
+    depth_unit_m: float = 0.001
+    """Metres per step of a depth file that holds whole numbers (0.001 = millimetres)."""
+
+    depth_weights: str | None = None
+    """Folder of the depth network's weights. Default: the local Hugging Face cache."""
+
+    allow_download: bool = False
+    """Download the depth network's weights where they are not in the cache."""
+
+    max_depth: float | None = None
+    """Leave out points farther than this, in scene units."""
+
+    drop_edges: bool = False
+    """Leave out the pixels on both sides of depth edges, where depth is least sure."""
+
+    intrinsics: Path | None = None
+    """A 3x3 matrix in pixels of the picture, .npy or text. Default: what the network predicts."""
+
+    fov_deg: float | None = None
+    """Horizontal field of view of the picture, where no intrinsics are known."""
+
+    def lift(self, image_path: Path, *, device: str) -> Scene4D:
+        """Read a picture, find its depth, and lift it to a scene of one frame."""
+        from ..image_files import load_image
+
+        image = load_image(image_path)
+        prediction = self.predict(image, device=device)
+        return lift_prediction(
+            image,
+            prediction,
+            fov_rad=None if self.fov_deg is None else math.radians(self.fov_deg),
+            max_depth=self.max_depth,
+            drop_edges=self.drop_edges,
+        )
+
+    def predict(
+        self, image: Float[Tensor, "height width 3"], *, device: str = "cpu"
+    ) -> DepthPrediction:
+        """Depth of a picture; intrinsics that the user gave replace predicted ones."""
+        if self.intrinsics is not None and self.fov_deg is not None:
+            raise DepthError("Give --intrinsics or --fov-deg, not both.")
+        given = None if self.intrinsics is None else load_intrinsics(self.intrinsics)
+        prediction = self.provider(device).predict(image.to(device))
+        if given is None:
+            return prediction
+        return DepthPrediction(
+            depth=prediction.depth,
+            intrinsics=given,
+            provider=prediction.provider,
+            is_metric=prediction.is_metric,
+        )
+
+    def provider(self, device: str) -> DepthProvider:
+        """Return the file or the network that was asked for."""
+        if self.depth is None:
+            raise DepthError(
+                "A photo needs depth: --depth FILE (16-bit PNG, EXR, npy), or --depth with the "
+                "name of a network, such as depth-pro."
+            )
+        if Path(self.depth).suffix.lower() in _FILE_SUFFIXES or Path(self.depth).exists():
+            return DepthFile(path=self.depth, unit_m=self.depth_unit_m)
+        return provider_class(self.depth).load(
+            self.depth_weights, device=device, download=self.allow_download
+        )
+
+
+def load_intrinsics(path: Path) -> Float[Tensor, "3 3"]:
+    """Read a 3x3 matrix from .npy or from text with three rows of three numbers.
+
+    Raises:
+        FileFormatError: not such a file.
+    """
+    data = read_limited(path, _LIMIT_BYTES, "a 3x3 matrix as .npy or text")
+    with decoding(path, "a 3x3 matrix"):
+        if data.startswith(b"\x93NUMPY"):
+            matrix = np.load(io.BytesIO(data), allow_pickle=False)
+        else:
+            matrix = np.loadtxt(io.StringIO(data.decode("utf-8")), ndmin=2)
+        values = torch.from_numpy(np.array(matrix, dtype=np.float32))
+    if values.shape != (3, 3):
+        raise FileFormatError(
+            f"{path} holds numbers of shape {tuple(values.shape)}; expected a 3x3 matrix in pixels."
+        )
+    return values

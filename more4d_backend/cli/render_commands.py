@@ -1,0 +1,181 @@
+"""`render`: a scene, or a photo and its depth, along camera paths."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from jaxtyping import Float
+from torch import Tensor
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from ..camera_paths import PathSettings
+from ..camera_sources import check_source, path_from, source_label
+from ..rendering import RenderMode, RenderSettings
+from ..scene import Cameras, Scene4D
+from .console import progress_bar
+from .depth_options import DepthOptions
+
+LOGGER = logging.getLogger(__name__)
+
+_SCENE_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathOptions:
+    """How the camera moves."""
+
+    camera: UseAppendAction[tuple[str, ...]] = ()
+    """A camera path by name (see `paths list`), a keyframe JSON or any camera file. Give it
+    several times for several videos. Default: orbit-left."""
+
+    num_frames: int | None = None
+    """Frames of each path. Default: as many as the scene has; 49 where the scene is one frame."""
+
+    amplitude: float = 1.0
+    """Multiplies the distances and angles of a path."""
+
+    angle_deg: float | None = None
+    """Whole turn, in degrees, of an orbit, arc, crane or spiral."""
+
+    ease: str = "in-out"
+    """linear, in, out or in-out."""
+
+    loop: bool = False
+    """Return to the start, so that the video repeats without a jump."""
+
+    seed: int = 0
+    """Chooses the movement of handheld."""
+
+    def check(self) -> None:
+        """Refuse unknown paths before any work."""
+        for source in self.sources:
+            check_source(source)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What was asked for, or the default."""
+        return self.camera or ("orbit-left",)
+
+    def paths(self, scene: Scene4D) -> dict[str, Cameras]:
+        """Make every path, by its label."""
+        settings = PathSettings(
+            amplitude=self.amplitude,
+            angle_deg=self.angle_deg,
+            ease=self.ease,
+            loop=self.loop,
+            seed=self.seed,
+        )
+        num_frames = self.num_frames
+        if num_frames is None and scene.num_frames == 1:
+            num_frames = 49
+        return {
+            source_label(source): path_from(source, scene, num_frames, settings=settings)
+            for source in self.sources
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Render:
+    """Render a scene, or a photo and its depth, along camera paths.
+
+    Writes per path the video (.mp4), the hole mask (.mkv, white = never seen) and, if asked, the
+    depth; and one contact sheet of all.
+    """
+
+    source: Positional[Path]
+    """A scene (.safetensors), or a photo, which then needs --depth."""
+
+    depth_options: OmitArgPrefixes[DepthOptions] = field(default_factory=DepthOptions)
+    paths: OmitArgPrefixes[PathOptions] = field(default_factory=PathOptions)
+
+    mode: RenderMode = "splat"
+    """nearest: one pixel a point. splat: each point covers its part of the surface.
+    gaussian: each point is a small Gaussian (gsplat where it is installed with CUDA)."""
+
+    size_hw: tuple[int, int] | None = None
+    """Height and width of the videos. Default: those of the input view."""
+
+    grow_px: int = 0
+    """Grow the hole mask by so many pixels."""
+
+    draw_unseen: bool = False
+    """Draw tracks also in frames where their visibility is False."""
+
+    save_depth: bool = False
+    """Write the depth of each frame as EXR, too."""
+
+    lossless: bool = False
+    """Write the video without loss (.mkv)."""
+
+    fps: float | None = None
+    """Frames per second of the videos. Default: the scene's."""
+
+    device: str | None = None
+    """cpu, cuda or mps. Default: CUDA where there is one."""
+
+    output: Annotated[Path, arg(aliases=["-o"])] = Path("out")
+    """Folder to write to."""
+
+    def run(self) -> int:
+        """Load or lift, then render and write each path."""
+        self.paths.check()
+        settings = RenderSettings(mode=self.mode, draw_unseen=self.draw_unseen)
+        device = self._device()
+        scene = self._scene(device).to(device)
+        sheet: dict[str, Float[Tensor, "frame height width channel"]] = {}
+        for label, cameras in self.paths.paths(scene).items():
+            if self.size_hw is not None:
+                cameras = cameras.resized(*self.size_hw)
+            sheet |= self._render_path(label, scene, cameras, settings)
+        self._write_sheet(sheet)
+        return 0
+
+    def _scene(self, device: str) -> Scene4D:
+        from ..scene_files import load_scene
+
+        if self.source.suffix == _SCENE_SUFFIX:
+            return load_scene(self.source)
+        return self.depth_options.lift(self.source, device=device)
+
+    def _device(self) -> str:
+        import torch
+
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device is None:
+            LOGGER.info("Rendering on %s. Choose with --device.", device)
+        return device
+
+    def _render_path(
+        self, label: str, scene: Scene4D, cameras: Cameras, settings: RenderSettings
+    ) -> Mapping[str, Float[Tensor, "frame height width channel"]]:
+        from ..rendering import hole_mask, render
+        from ..video_files import save_mask_video, save_video
+
+        with progress_bar(label) as progress:
+            view = render(scene, cameras, settings, progress=progress)
+        holes = hole_mask(view.alpha, grow_px=self.grow_px)
+        fps = self.fps or scene.fps
+        video = self.output / f"{label}{'.mkv' if self.lossless else '.mp4'}"
+        save_video(video, view.rgb, fps, lossless=self.lossless)
+        save_mask_video(self.output / f"{label}-holes.mkv", holes, fps)
+        if self.save_depth:
+            from ..depth_files import save_depth_frames
+
+            save_depth_frames(self.output / f"{label}-depth", view.depth)
+        LOGGER.info(
+            "Wrote %s: %d frames, %.1f %% holes.", video, view.num_frames, 100 * holes.mean()
+        )
+        return {label: view.rgb, f"{label}: hole mask": holes[..., None]}
+
+    def _write_sheet(
+        self, sheet: Mapping[str, Float[Tensor, "frame height width channel"]]
+    ) -> None:
+        from ..contact_sheet import contact_sheet
+        from ..files import replacing
+
+        path = self.output / "contact-sheet.png"
+        with replacing(path) as temporary:
+            contact_sheet(sheet).save(temporary)
+        LOGGER.info("Wrote %s.", path)

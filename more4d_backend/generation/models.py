@@ -1,0 +1,240 @@
+"""Which weight files a generation uses, and the loading of each pipeline when its stage comes."""
+
+import gc
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from ..devices import (
+    DeviceRequest,
+    detect_device,
+    explaining_out_of_memory,
+    plan_devices,
+)
+from ..files import replacing
+from ..latents import latent_size
+from ..strag.profile import RELEASED, StragWeightsProfile
+from ..vism.lora import RELEASED_WEIGHT
+from ..weight_files import WeightsError, file_sha256
+
+if TYPE_CHECKING:
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+    from ..image_tokens import ClipImageEncoder
+    from ..memory_modes import Placement
+    from ..strag.pipeline import StragPipeline
+    from ..text import UMT5TextEncoder
+    from ..vism.pipeline import VismPipeline
+
+_log = logging.getLogger(__name__)
+
+STRAG_WEIGHTS = ("strag", "motion-vae", "wan-vae", "umt5", "umt5-tokenizer", "clip")
+"""Names, as `download` knows them, of the files that image to 4D needs."""
+
+VISM_WEIGHTS = ("fun-inp", "vism-lora", "wan-vae", "umt5", "umt5-tokenizer", "clip")
+"""Names of the files that filling holes needs."""
+
+
+class Models(Protocol):
+    """Both pipelines, each in memory only while its stage lasts."""
+
+    def strag(
+        self, num_frames: int, size_hw: tuple[int, int]
+    ) -> AbstractContextManager["StragPipeline"]:
+        """Load 4D-STraG for videos of a size."""
+        ...
+
+    def vism(
+        self, num_frames: int, size_hw: tuple[int, int]
+    ) -> AbstractContextManager["VismPipeline"]:
+        """Load 4D-ViSM for windows of a size."""
+        ...
+
+    def strag_sha256(self) -> dict[str, str]:
+        """Hash every file that `strag` loads."""
+        ...
+
+    def vism_sha256(self) -> dict[str, str]:
+        """Hash every file that `vism` loads."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileModels:
+    """Models from weight files. See `Models`."""
+
+    files: dict[str, Path]
+    """Name, as in `STRAG_WEIGHTS` and `VISM_WEIGHTS` -> file."""
+
+    profile: StragWeightsProfile = RELEASED
+    """How the STraG weights were trained."""
+
+    lora_weight: float = RELEASED_WEIGHT
+    """How strongly the ViSM LoRA acts."""
+
+    compile_blocks: bool = False
+    """Compile the transformer's blocks: slower to start, faster per step."""
+
+    request: DeviceRequest = DeviceRequest()  # noqa: RUF009 (frozen)
+    """Device, dtype and memory mode; None in it is chosen from free memory."""
+
+    def strag_sha256(self) -> dict[str, str]:
+        """Hash every file that `strag` loads. See `Models`."""
+        return {name: cached_sha256(self._file(name)) for name in STRAG_WEIGHTS}
+
+    def vism_sha256(self) -> dict[str, str]:
+        """Hash every file that `vism` loads. See `Models`."""
+        return {name: cached_sha256(self._file(name)) for name in VISM_WEIGHTS}
+
+    @contextmanager
+    def strag(self, num_frames: int, size_hw: tuple[int, int]) -> Iterator["StragPipeline"]:
+        """Load 4D-STraG. See `Models`."""
+        from ..model_loading import load_motion_vae, load_strag, load_wan_vae
+        from ..strag.pipeline import StragPipeline
+
+        dtype = detect_device(self.request.device, self.request.dtype).dtype
+        transformer = load_strag(self._file("strag"), dtype=dtype)
+        vae = load_wan_vae(self._file("wan-vae"), dtype=dtype)
+        motion_vae = load_motion_vae(self._file("motion-vae"), self.profile.latents, dtype=dtype)
+        text, image = self._encoders(dtype)
+        # One latent frame more: the reference.
+        frames, height, width = latent_size(num_frames, *size_hw)
+        num_tokens = (frames + 1) * (height // 2) * (width // 2)
+        encoders = [text.model] + ([image.model] if image else [])
+        with self._placed(transformer, [vae, motion_vae], encoders, num_tokens, size_hw) as place:
+            yield StragPipeline(
+                transformer, vae, motion_vae, text, image, profile=self.profile, placement=place
+            )
+
+    @contextmanager
+    def vism(self, num_frames: int, size_hw: tuple[int, int]) -> Iterator["VismPipeline"]:
+        """Load 4D-ViSM. See `Models`."""
+        from ..model_loading import load_wan_transformer, load_wan_vae
+        from ..vism.lora import load_lora, merge_lora
+        from ..vism.pipeline import VismPipeline
+
+        dtype = detect_device(self.request.device, self.request.dtype).dtype
+        transformer = load_wan_transformer(self._file("fun-inp"), dtype=dtype)
+        load_lora(transformer, self._file("vism-lora"), lora_weight=self.lora_weight)
+        merge_lora(transformer)
+        vae = load_wan_vae(self._file("wan-vae"), dtype=dtype)
+        text, image = self._encoders(dtype)
+        frames, height, width = latent_size(num_frames, *size_hw)
+        num_tokens = frames * (height // 2) * (width // 2)
+        encoders = [text.model] + ([image.model] if image else [])
+        with self._placed(transformer, [vae], encoders, num_tokens, size_hw) as place:
+            yield VismPipeline(transformer, vae, text, image, placement=place)
+
+    def _encoders(self, dtype: torch.dtype) -> tuple["UMT5TextEncoder", "ClipImageEncoder | None"]:
+        from ..image_tokens import ClipImageEncoder
+        from ..model_loading import load_clip_vision, load_umt5
+        from ..text import UMT5TextEncoder, load_tokenizer
+
+        tokenizer = load_tokenizer(self._file("umt5-tokenizer"))
+        text = UMT5TextEncoder(load_umt5(self._file("umt5"), dtype=dtype), tokenizer)
+        return text, ClipImageEncoder(load_clip_vision(self._file("clip"), dtype=dtype))
+
+    @contextmanager
+    def _placed(
+        self,
+        transformer: "WanTransformer3DModel",
+        vaes: Sequence[nn.Module],
+        encoders: Sequence[nn.Module],
+        num_tokens: int,
+        size_hw: tuple[int, int],
+    ) -> Iterator["Placement"]:
+        """Place networks by a plan made for them now; free their memory afterwards."""
+        from ..memory_modes import apply_plan, run_sizes
+
+        state = detect_device(self.request.device, self.request.dtype)
+        sizes = run_sizes(
+            denoiser=transformer,
+            vae=vaes[-1],
+            encoders=encoders,
+            num_tokens=num_tokens,
+            size_hw=size_hw,
+            dtype=state.dtype,
+        )
+        plan = plan_devices(state, sizes, self.request)
+        with explaining_out_of_memory(plan, sizes):
+            placement = apply_plan(plan, denoisers=[transformer], vaes=vaes, encoders=encoders)
+            if self.compile_blocks:
+                transformer.compile_repeated_blocks(fullgraph=True)
+            try:
+                yield placement
+            finally:
+                # Whoever holds the pipeline must not hold its memory.
+                for module in (transformer, *vaes, *encoders):
+                    nn.Module.to(module, "meta")
+                gc.collect()
+                if plan.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+    def _file(self, name: str) -> Path:
+        if name not in self.files:
+            raise WeightsError(f"No file is named for {name}; see find_files.")
+        return self.files[name]
+
+
+def find_files(
+    given: dict[str, Path], folder: Path | None = None, needed: Sequence[str] = ()
+) -> dict[str, Path]:
+    """Complete what a user named by what was downloaded earlier; opens no connection.
+
+    Raises:
+        WeightsError: names everything that is missing, and how to get it.
+    """
+    from ..downloads import find_downloaded
+
+    files = dict(given)
+    for name in needed or dict.fromkeys(STRAG_WEIGHTS + VISM_WEIGHTS):
+        found = files.get(name) or find_downloaded(name, folder)
+        if found is not None:
+            files[name] = found
+    wanted = needed or dict.fromkeys(STRAG_WEIGHTS + VISM_WEIGHTS)
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        raise WeightsError(
+            f"These weights are neither named nor downloaded: {', '.join(missing)}. Get them: "
+            f"python -m more4d_backend download {' '.join(missing)}"
+        )
+    absent = [str(path) for path in files.values() if not path.exists()]
+    if absent:
+        raise WeightsError(f"These weight files are not there: {', '.join(absent)}.")
+    return files
+
+
+def cached_sha256(path: Path) -> str:
+    """SHA-256 of a weight file, remembered in the user's cache by its path, size and time."""
+    path = path.resolve()
+    if path.is_dir():
+        parts = sorted(p for p in path.iterdir() if p.is_file())
+        return "+".join(cached_sha256(part) for part in parts)
+    stat = path.stat()
+    key = [stat.st_size, stat.st_mtime_ns]
+    store = _cache_folder() / "sha256.json"
+    try:
+        known = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}  # no cache yet, or a damaged one: it is made again
+    entry = known.get(str(path))
+    if isinstance(entry, list) and entry[:2] == key:
+        return str(entry[2])
+    _log.info("Hashing %s (once).", path)
+    digest = file_sha256(path)
+    with replacing(store) as temporary:
+        temporary.write_text(json.dumps(known | {str(path): [*key, digest]}), encoding="utf-8")
+    return digest
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
+    return Path(base or Path.home() / ".cache") / "more4d"

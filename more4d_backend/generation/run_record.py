@@ -1,0 +1,186 @@
+"""run.json: what was done, with which settings and weights, and which stages can be reused.
+
+A stage is reused when its settings, its input files and its weights have the same hash as when
+its outputs were written, and the outputs are still what was written.
+"""
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import FileFormatError, replacing
+from ..strict_json import parse_json, read_text
+from ..weight_files import file_sha256
+
+_log = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+_FORMAT = "more4d-run"
+_LIMIT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of a run, as it is written to run.json."""
+
+    name: str
+    """Such as `scene` or `orbit-left: complete`."""
+
+    inputs_sha256: str
+    """Of everything that decides the outputs."""
+
+    outputs: Mapping[str, str]
+    """File name in the run's folder -> SHA-256."""
+
+    seconds: float
+    """Time it took when it ran."""
+
+    peak_memory_bytes: int | None
+    """Largest memory allocated on the CUDA device; None elsewhere."""
+
+    details: Mapping[str, Any]
+    """Settings that the stage used."""
+
+
+class RunRecord:
+    """The stages of one run, in one folder."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Open a folder; what an earlier run recorded there is offered for reuse.
+
+        Raises:
+            FileFormatError: run.json is there and is not ours.
+        """
+        self.folder = folder
+        self._settings = settings
+        self._earlier = _read_stages(folder / RUN_FILE)
+        self._stages: dict[str, Stage] = {}
+        self.reused: list[str] = []
+
+    def stage(
+        self,
+        name: str,
+        details: Any,
+        inputs: Sequence[Path],
+        outputs: Sequence[str],
+        make: Callable[[], None],
+        weights: Mapping[str, str] | None = None,
+    ) -> None:
+        """Run `make`, which writes `outputs`, unless they are there from the same inputs.
+
+        `details` (a dataclass or a dict) and the contents of `inputs` and `weights` (name ->
+        SHA-256) decide; run.json is rewritten after every stage.
+        """
+        plain = _plain(details)
+        key = _digest({"details": plain, "inputs": _hashes(inputs), "weights": weights or {}})
+        earlier = self._earlier.get(name)
+        if earlier is not None and earlier.inputs_sha256 == key and self._intact(earlier, outputs):
+            _log.info("%s: reused, nothing that it depends on has changed.", name)
+            self._stages[name] = earlier
+            self.reused.append(name)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _measured() as measured:
+                make()
+            self._stages[name] = Stage(
+                name=name,
+                inputs_sha256=key,
+                outputs={output: file_sha256(self.folder / output) for output in outputs},
+                seconds=measured["seconds"],
+                peak_memory_bytes=measured["peak_memory_bytes"],
+                details={"settings": plain, "weights_sha256": dict(weights or {})},
+            )
+            _log.info("%s: %.1f s.", name, measured["seconds"])
+        self._write()
+
+    def _intact(self, stage: Stage, outputs: Sequence[str]) -> bool:
+        if set(stage.outputs) != set(outputs):
+            return False
+        for output, digest in stage.outputs.items():
+            path = self.folder / output
+            if not path.is_file() or file_sha256(path) != digest:
+                _log.info("%s: %s is missing or was changed; made again.", stage.name, output)
+                return False
+        return True
+
+    def _write(self) -> None:
+        document = {
+            "format": _FORMAT,
+            "version": 1,
+            "settings": _plain(self._settings),
+            "machine": _machine(),
+            "stages": [_plain(stage) for stage in self._stages.values()],
+        }
+        text = json.dumps(document, indent=1, sort_keys=False, allow_nan=False)
+        with replacing(self.folder / RUN_FILE) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _read_stages(path: Path) -> dict[str, Stage]:
+    if not path.exists():
+        return {}
+    document = parse_json(read_text(path, _LIMIT_BYTES, "a run.json"), path.name)
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise FileFormatError(f"{path} is not a More4D run.json. Choose another output folder.")
+    stages = {}
+    for entry in document.get("stages", []):
+        try:
+            stage = Stage(**entry)
+        except TypeError as e:
+            raise FileFormatError(f"{path} has a stage that cannot be read: {e}.") from e
+        stages[stage.name] = stage
+    return stages
+
+
+@contextmanager
+def _measured() -> Iterator[dict[str, Any]]:
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    result: dict[str, Any] = {"peak_memory_bytes": None}
+    start = time.perf_counter()
+    yield result
+    result["seconds"] = round(time.perf_counter() - start, 3)
+    if on_cuda:
+        result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+
+
+def _machine() -> dict[str, str]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    return {
+        "device": device or platform.machine(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _hashes(paths: Sequence[Path]) -> list[str]:
+    return [file_sha256(path) for path in paths]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, paths and dtypes as JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
