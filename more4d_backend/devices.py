@@ -15,10 +15,15 @@ host and device share one memory, so offloading frees nothing and only `resident
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+
+from .device_state import DevicePlanError as DevicePlanError
+from .device_state import DeviceState as DeviceState
+from .device_state import detect_device as detect_device
+from .device_state import free_bytes as free_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +36,8 @@ Attention = Literal[
 """Names of diffusers' attention backends; `native` leaves the choice to torch."""
 
 _EXACT_MODES: tuple[MemoryMode, ...] = ("resident", "model-offload", "block-offload")
+"""Modes that change no number, from the fastest to the one that needs least."""
+
 _STREAMED_BLOCKS = 3
 """One block computes, the next one arrives, and the last one's memory is not yet free."""
 _FP8_SHARE = 0.51
@@ -38,10 +45,6 @@ _FP8_SHARE = 0.51
 _USABLE_SHARE = 0.96
 _CONTEXT_BYTES = 300 << 20
 """Libraries' workspaces and fragmentation, kept out of every plan."""
-
-
-class DevicePlanError(ValueError):
-    """A wish that the device cannot fulfil."""
 
 
 class DeviceMemoryError(MemoryError):
@@ -142,23 +145,6 @@ class DevicePlan:
     """Why, in full sentences, for the log and for run.json."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceState:
-    """What the machine offers at the moment of planning."""
-
-    device: torch.device
-    """Where to compute."""
-
-    dtype: torch.dtype
-    """The best dtype of computation there."""
-
-    free: int
-    """Free bytes of device memory."""
-
-    host_free: int
-    """Free bytes of host memory."""
-
-
 def plan_devices(
     state: DeviceState, sizes: RunSizes, requested: DeviceRequest | None = None
 ) -> DevicePlan:
@@ -237,37 +223,6 @@ def describe(plan: DevicePlan) -> str:
     )
 
 
-def detect_device(requested: str | None = None, dtype: torch.dtype | None = None) -> DeviceState:
-    """Look at the machine: cuda where there is one, else mps, else cpu, unless one is named.
-
-    Raises:
-        DevicePlanError: the named device is not there.
-    """
-    device = torch.device(requested or _best_device())
-    _require(device)
-    return DeviceState(
-        device=device,
-        dtype=dtype or _best_dtype(device),
-        free=free_bytes(device),
-        host_free=_host_free_bytes(),
-    )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return what can still be allocated, counting what torch holds in reserve as free."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device)
-        used = torch.cuda.memory_allocated(device)
-        limit = total
-        if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # torch 2.7 and newer
-            limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-        return max(min(free + held, limit) - used, 0)
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return _host_free_bytes()
-
-
 @contextmanager
 def explaining_out_of_memory(plan: DevicePlan, sizes: RunSizes) -> Iterator[None]:
     """Turn an out-of-memory error of any backend into one that says which mode would fit.
@@ -310,11 +265,6 @@ def out_of_memory_message(plan: DevicePlan, sizes: RunSizes, free: int) -> str:
     if not smaller:
         return f"{told} No mode needs less: use fewer frames or a smaller size."
     return f"{told} These need less: {', '.join(smaller)}. Close other programs, or choose one."
-
-
-def with_vae_tiling(plan: DevicePlan) -> DevicePlan:
-    """Return the plan with the VAE in tiles, and say so in its reason."""
-    return replace(plan, vae_tiling=True, reason=f"{plan.reason} VAE tiling was added.")
 
 
 def _allowed_modes(
@@ -362,47 +312,6 @@ def _reason(
     if needed > usable_bytes(state.free):
         why += ". By this estimate it does NOT fit; it is tried all the same"
     return f"{free}; {why}."
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _require(device: torch.device) -> None:
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise DevicePlanError(
-                f"device is {device}, but torch sees {count} CUDA devices. Use cpu, or install a "
-                "torch build for your GPU (https://pytorch.org/get-started)."
-            )
-    elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise DevicePlanError("device is mps, but this is no Mac with Metal. Use cpu.")
-    elif device.type != "cpu":
-        raise DevicePlanError(f"device is {device}; expected cuda, cuda:N, mps or cpu.")
-
-
-def _best_dtype(device: torch.device) -> torch.dtype:
-    if device.type == "cuda":
-        # Before Ampere bf16 is emulated, and float16 overflows in the UMT5 encoder.
-        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if ampere else torch.float32
-    if device.type == "mps":
-        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
-    return torch.float32
-
-
-def _host_free_bytes() -> int:
-    try:
-        import psutil
-    except ImportError as e:
-        raise DevicePlanError(
-            "Planning memory needs psutil. Install it: pip install 'more4d[headless]'"
-        ) from e
-    return psutil.virtual_memory().available
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -19,9 +19,13 @@ _STEP_BYTES_PER_CHANNEL = 26
 """Live bytes per token and channel at the peak of a Wan block in bf16: the float32 norm,
 modulation and residual, the three projections, and rotary embedding's temporaries."""
 
-_VAE_BYTES_PER_PIXEL = 4_000
+_VAE_BYTES_PER_PIXEL = 8_000
 """Live bytes per pixel of a frame at the peak of decoding, at 96 channels and 16 bits: the decoder
-makes four frames at a time, and holds input, output, norm and the cached frames of a layer."""
+makes four frames at a time, and holds input, output, norm and the cached frames of a layer; its
+last upsampling has 192 channels in float32."""
+
+_ADAPTER_MAPS = 4.5
+"""Feature maps that a residual block of a motion adapter holds at its peak."""
 
 _TILE_PIXELS = 256 * 256
 """diffusers' default tile."""
@@ -47,8 +51,9 @@ def run_sizes(
     layers = [
         _bytes(layer, item) for e in encoders for layer in e.modules() if not any(layer.children())
     ]
-    per_pixel = _VAE_BYTES_PER_PIXEL * item // 2
     pixels = size_hw[0] * size_hw[1]
+    per_pixel = 0 if vae is None else _VAE_BYTES_PER_PIXEL * item // 2
+    adapters = 0 if vae is None else _adapter_bytes_per_pixel(vae, item) * pixels
     return RunSizes(
         denoiser=weights,
         block=max(blocks, default=weights),
@@ -58,8 +63,8 @@ def run_sizes(
         largest_encoder=max(encoder_bytes, default=0),
         largest_encoder_layer=max(layers, default=0),
         step_activations=2 * num_tokens * _width(denoiser) * _STEP_BYTES_PER_CHANNEL * item // 2,
-        vae_activations=0 if vae is None else pixels * per_pixel,
-        vae_tile_activations=0 if vae is None else min(pixels, _TILE_PIXELS) * per_pixel,
+        vae_activations=max(pixels * per_pixel, adapters),
+        vae_tile_activations=max(min(pixels, _TILE_PIXELS) * per_pixel, adapters),
     )
 
 
@@ -204,6 +209,14 @@ def _width(denoiser: nn.Module) -> int:
     if config is None:
         return 0
     return config["num_attention_heads"] * config["attention_head_dim"]
+
+
+def _adapter_bytes_per_pixel(vae: nn.Module, item: int) -> int:
+    """Of the motion VAE's adapters, which no tiling bounds."""
+    from .strag.motion_vae import FRAMES_PER_CALL, DecoderAdapter
+
+    widths = [m.conv_in.out_channels for m in vae.modules() if isinstance(m, DecoderAdapter)]
+    return int(_ADAPTER_MAPS * FRAMES_PER_CALL * max(widths, default=0) * item)
 
 
 def _bytes(module: nn.Module, item: int) -> int:

@@ -84,7 +84,7 @@ def load_motion_vae(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> "MotionVAE":
-    """Load the motion VAE from one file; `weights convert` joins the three released ones.
+    """Load the motion VAE, from one file or the folder of the three released ones.
 
     Raises:
         WeightsError: not a whole motion VAE.
@@ -314,8 +314,7 @@ def _omnimae(tensors: Stored) -> nn.Module:
 def _umt5(tensors: Stored) -> nn.Module:
     from transformers import UMT5Config, UMT5EncoderModel
 
-    embedding = tensors.get("shared.weight") or tensors["encoder.embed_tokens.weight"]
-    vocabulary, dim = embedding.shape
+    vocabulary, dim = tensors["shared.weight"].shape
     attention = "encoder.block.0.layer.0.SelfAttention"
     buckets, heads = tensors[f"{attention}.relative_attention_bias.weight"].shape
     return UMT5EncoderModel(

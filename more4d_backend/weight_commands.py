@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import OutputError, replacing
 from .model_loading import build_empty, network_names
-from .weight_conversion import TABLES, to_library, to_original
-from .weight_files import StoredTensor, WeightFile, WeightsError, first_five, open_weights
+from .weight_conversion import TABLES, open_model, to_library, to_original
+from .weight_files import StoredTensor, WeightsError, first_five
 from .weight_keys import renamer
 from .weight_kinds import Names, Recognized, WeightKind, expect, recognize
 from .weights import Differences, compare
@@ -23,13 +24,6 @@ _log = logging.getLogger(__name__)
 
 _LIBRARY_NAMES_BY_DEFAULT = (WeightKind.UMT5, WeightKind.CLIP_VISION)
 """Everyone who reads these as safetensors expects transformers' names; the rest: original."""
-
-_MOTION_VAE_PARTS = {
-    "vae": WeightKind.WAN_VAE,
-    "encoder_prompt": WeightKind.ENCODER_ADAPTER,
-    "decoder_prompt": WeightKind.DECODER_ADAPTER,
-}
-"""Folders of the released motion VAE, which are also the prefixes in a joined file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +92,7 @@ def check_file(path: str | os.PathLike[str]) -> WeightsReport:
     Raises:
         WeightsError: the file is damaged or unsafe, or contradicts its own kind.
     """
-    file = _open(Path(path))
+    file = open_model(path)
     found = recognize(file)
     network, differences = None, Differences(missing=(), unexpected=(), wrong_shape=())
     if found.kind is not WeightKind.UNKNOWN:
@@ -134,7 +128,9 @@ def convert_file(
     """
     if Path(target).suffix != ".safetensors":
         raise OutputError(f"{target} does not end in .safetensors, the only form written here.")
-    file = _open(Path(source))
+    if Path(source).resolve() == Path(target).resolve():
+        raise OutputError(f"{target} is the source itself. Choose another name.")
+    file = open_model(source)
     found = expect(file, *(k for k in WeightKind if k not in _NOT_CONVERTED))
     tensors = to_library(found, file.tensors)
     network, differences = _compared(found, tensors)
@@ -145,7 +141,10 @@ def convert_file(
         tensors = to_original(found.kind, tensors)
     metadata = {**file.metadata, "format": "pt", "more4d_kind": found.kind.value}
     with replacing(target) as temporary:
-        save_file(_read(tensors, dtype), temporary, metadata=metadata)
+        try:
+            save_file(_read(tensors, dtype), temporary, metadata=metadata)
+        except (SafetensorError, OSError) as e:
+            raise OutputError(f"{target} could not be written: {e}. Is the disk full?") from e
     _log.info("%s: %s, %d tensors.", target, found.kind.label, len(tensors))
     return check_file(target)
 
@@ -175,25 +174,6 @@ def _compared(
             wrong_shape=differences.wrong_shape,
         )
     return type(module).__name__, differences
-
-
-def _open(path: Path) -> WeightFile:
-    if not path.is_dir() or not (path / "encoder_prompt").is_dir():
-        return open_weights(path)
-    tensors: dict[str, StoredTensor] = {}
-    for part, kind in _MOTION_VAE_PARTS.items():
-        if not (path / part).is_dir():
-            raise WeightsError(
-                f"{path} has no folder {part}. The motion VAE is in three folders: "
-                f"{', '.join(_MOTION_VAE_PARTS)}."
-            )
-        file = open_weights(path / part)
-        found = expect(file, kind)
-        stripped = found.stripped(file.tensors)
-        if found.names == "diffusers":
-            stripped = to_original(kind, stripped)
-        tensors |= {f"{part}.{name}": tensor for name, tensor in stripped.items()}
-    return WeightFile(path=path, tensors=tensors)
 
 
 def _read(tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -4,13 +4,15 @@ Lossless both ways, except for what no network here uses: the decoder, mask toke
 OmniMAE, whose shapes are checked before they are dropped, and the text half of CLIP.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
-from .weight_files import StoredTensor, WeightsError, first_five
+from .weight_files import StoredTensor, WeightFile, WeightsError, first_five, open_weights
 from .weight_keys import (
     CLIP_VISION,
     MOTION_VAE,
@@ -22,7 +24,7 @@ from .weight_keys import (
     Table,
     renamed,
 )
-from .weight_kinds import Recognized, WeightKind
+from .weight_kinds import Recognized, WeightKind, expect
 
 TABLES: dict[WeightKind, Table] = {
     WeightKind.STRAG: STRAG_TRANSFORMER,
@@ -36,8 +38,40 @@ TABLES: dict[WeightKind, Table] = {
 }
 """Kinds whose two sets of names differ. The others have one."""
 
+_MOTION_VAE_PARTS = {
+    "vae": WeightKind.WAN_VAE,
+    "encoder_prompt": WeightKind.ENCODER_ADAPTER,
+    "decoder_prompt": WeightKind.DECODER_ADAPTER,
+}
+"""Folders of the released motion VAE, which are also the prefixes in a joined file."""
+
 OMNIMAE_PREFIX = "omnimae_extractor."
 """Of the image features inside a STraG file."""
+
+
+def open_model(path: str | os.PathLike[str]) -> WeightFile:
+    """Read names and shapes of a weight file, or of the released motion VAE's folder as one file.
+
+    Raises:
+        WeightsError: see `open_weights`; or a part of the motion VAE is missing or another kind.
+    """
+    path = Path(path)
+    if not (path / "encoder_prompt").is_dir():
+        return open_weights(path)
+    tensors: dict[str, StoredTensor] = {}
+    for part, kind in _MOTION_VAE_PARTS.items():
+        if not (path / part).is_dir():
+            raise WeightsError(
+                f"{path} has no folder {part}. The motion VAE is in three folders: "
+                f"{', '.join(_MOTION_VAE_PARTS)}."
+            )
+        file = open_weights(path / part)
+        found = expect(file, kind)
+        stripped = found.stripped(file.tensors)
+        if found.names == "diffusers":
+            stripped = to_original(kind, stripped)
+        tensors |= {f"{part}.{name}": tensor for name, tensor in stripped.items()}
+    return WeightFile(path=path, tensors=tensors)
 
 
 def to_library(found: Recognized, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -53,6 +87,8 @@ def to_library(found: Recognized, tensors: Mapping[str, StoredTensor]) -> dict[s
         tensors = without_omnimae_training_parts(tensors, OMNIMAE_PREFIX)
     if found.kind is WeightKind.OMNIMAE:
         tensors = without_omnimae_training_parts(tensors, "")
+    if found.kind is WeightKind.UMT5:
+        tensors = _one_umt5_embedding(tensors)
     if found.names == "diffusers":
         return _current_clip_names(tensors) if found.kind is WeightKind.CLIP_VISION else tensors
     if found.kind is WeightKind.CLIP_VISION:
@@ -72,6 +108,8 @@ def to_original(kind: WeightKind, tensors: Mapping[str, StoredTensor]) -> dict[s
             "The original CLIP file also holds a text encoder, which the transformers class does "
             "not have; it cannot be made from it."
         )
+    if kind is WeightKind.UMT5:
+        tensors = _one_umt5_embedding(tensors)
     table = TABLES.get(kind)
     return dict(tensors) if table is None else renamed(tensors, table, inverse=True)
 
@@ -149,6 +187,15 @@ def _clip_vision_part(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTe
             )
         else:
             result[name] = tensor
+    return result
+
+
+def _one_umt5_embedding(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Drop the second name that transformers gives the token embedding (2 GB at full size)."""
+    result = dict(tensors)
+    copy = result.pop("encoder.embed_tokens.weight", None)
+    if copy is not None:
+        result.setdefault("shared.weight", copy)
     return result
 
 

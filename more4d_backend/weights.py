@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .weight_conversion import to_library
-from .weight_files import StoredTensor, WeightsError, first_five, open_weights
+from .weight_conversion import open_model, to_library
+from .weight_files import StoredTensor, WeightsError, first_five
 from .weight_kinds import WeightKind, expect
 
 _log = logging.getLogger(__name__)
@@ -47,10 +47,12 @@ class Differences:
 def load_weights(path: str | os.PathLike[str], *kinds: WeightKind) -> dict[str, StoredTensor]:
     """Open a file that must be one of `kinds`, under the names of the library class.
 
+    The released motion VAE's folder of three files is taken as one file.
+
     Raises:
         WeightsError: damaged, unsafe, or of another kind; the message names both kinds.
     """
-    file = open_weights(path)
+    file = open_model(path)
     found = expect(file, *kinds)
     _log.info("%s is %s, %d tensors.", path, found.kind.label, len(file.tensors))
     return to_library(found, file.tensors)

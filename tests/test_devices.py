@@ -7,18 +7,14 @@ import sys
 import pytest
 import torch
 
-from more4d_backend import devices
+from more4d_backend import device_state
 from more4d_backend.devices import (
-    DeviceMemoryError,
-    DevicePlan,
     DevicePlanError,
     DeviceRequest,
     DeviceState,
     RunSizes,
     detect_device,
-    explaining_out_of_memory,
     free_bytes,
-    out_of_memory_message,
     plan_devices,
     required_bytes,
     usable_bytes,
@@ -174,56 +170,6 @@ def test_larger_parts_never_need_less(mode, field):
             assert required_bytes(mode, larger, **how) >= required_bytes(mode, SIZES, **how)
 
 
-# Out of memory
-
-
-def a_plan(**changes) -> DevicePlan:
-    plan = plan_devices(state(80), SIZES)
-    return dataclasses.replace(plan, **changes)
-
-
-def test_running_out_of_memory_says_which_modes_would_fit():
-    told = out_of_memory_message(a_plan(), SIZES, 3 * GIB)
-    assert "cuda ran out of memory in mode resident, which needs about 47.0 GiB; 3.0 GiB" in told
-    for words in ("model-offload (34.9 GiB)", "block-offload (5.8 GiB)", "fp8 ("):
-        assert words in told
-    told = out_of_memory_message(a_plan(memory_mode="block-offload"), SIZES, GIB)
-    assert "These need less: block-offload with sequential guidance (4.5 GiB). Close" in told
-
-
-def test_the_smallest_plan_and_other_devices_can_only_shrink_the_job():
-    smallest = a_plan(memory_mode="block-offload", sequential_cfg=True, vae_tiling=True)
-    assert "No mode needs less: use fewer frames" in out_of_memory_message(smallest, SIZES, 0)
-    on_cpu = a_plan(device=torch.device("cpu"))
-    assert "cpu has no other mode" in out_of_memory_message(on_cpu, SIZES, 0)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.cuda.OutOfMemoryError("CUDA out of memory."),
-        MemoryError(),
-        RuntimeError("MPS backend out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
-    ],
-)
-def test_every_backends_error_becomes_the_helpful_one(error):
-    plan = a_plan(device=torch.device("cpu"))
-    with (
-        pytest.raises(DeviceMemoryError, match="ran out of memory in mode resident") as raised,
-        explaining_out_of_memory(plan, SIZES),
-    ):
-        raise error
-    assert raised.value.__cause__ is error
-
-
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("x"), KeyError("y")])
-def test_other_errors_pass_unchanged(error):
-    with pytest.raises(type(error)) as raised, explaining_out_of_memory(a_plan(), SIZES):
-        raise error
-    assert raised.value is error
-
-
 # The machine
 
 
@@ -274,7 +220,7 @@ def test_memory_that_torch_holds_in_reserve_and_a_cap_both_count(monkeypatch):
 )
 def test_gpus_without_bfloat16_compute_in_float32(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert devices._best_dtype(torch.device("cuda")) == dtype
+    assert device_state._best_dtype(torch.device("cuda")) == dtype
 
 
 def test_a_missing_psutil_gives_the_line_that_installs_it(monkeypatch):

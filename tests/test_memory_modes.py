@@ -10,6 +10,7 @@ from more4d_backend import memory_modes
 from more4d_backend.devices import DevicePlan, DevicePlanError
 from more4d_backend.memory_modes import Placement, apply_plan, run_sizes
 from more4d_backend.strag.motion_perception import Guidance
+from more4d_backend.strag.motion_vae import DecoderAdapter
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -239,3 +240,12 @@ def test_activations_grow_with_tokens_and_pixels_and_tiles_bound_them():
     assert large.vae_activations == 64 * small.vae_activations
     assert large.vae_tile_activations == 4 * small.vae_tile_activations
     assert small.vae_tile_activations == small.vae_activations
+
+
+def test_the_motion_adapters_count_too_and_tiles_do_not_bound_them():
+    vae = nn.ModuleList([diffusers.AutoencoderKLWan(base_dim=4), DecoderAdapter(128)])
+    sizes = run_sizes(
+        denoiser=transformer(), vae=vae, num_tokens=9, size_hw=(368, 512), dtype=torch.bfloat16
+    )
+    one_map = 16 * 128 * 368 * 512 * 2
+    assert 4 * one_map < sizes.vae_activations == sizes.vae_tile_activations < 5 * one_map

@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from more4d_backend.devices import (
-    DeviceMemoryError,
     DevicePlan,
     DeviceRequest,
     detect_device,
-    explaining_out_of_memory,
     plan_devices,
 )
 from more4d_backend.memory_modes import apply_plan, run_sizes

@@ -5,6 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from more4d_backend import weight_commands
 from more4d_backend.files import OutputError
 from more4d_backend.model_loading import load_clip_vision, load_motion_vae
 from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionLatentSettings
@@ -95,6 +96,8 @@ def test_the_three_released_folders_become_one_motion_vae(toy, tmp_path):
     loaded = load_motion_vae(tmp_path / "motion_vae.safetensors", SETTINGS)
     for name, tensor in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
+    directly = load_motion_vae(tmp_path / "VAE", SETTINGS)
+    assert torch.equal(directly.decoder_prompt.conv_out.bias, module.decoder_prompt.conv_out.bias)
     with safe_open(tmp_path / "motion_vae.safetensors", "pt") as file:
         assert file.metadata()["more4d_kind"] == "motion-vae"
 
@@ -139,3 +142,31 @@ def test_what_does_not_fit_is_not_converted(toy, tmp_path):
     assert not target.exists()
     with pytest.raises(OutputError, match="does not end in"):
         convert_file(tmp_path / "a.pth", tmp_path / "b.bin")
+
+
+def test_a_file_is_never_converted_onto_itself(toy, tmp_path):
+    source = toy.on_disk(tmp_path / "a.safetensors", toy.fun_inp().state_dict())
+    with pytest.raises(OutputError, match="is the source itself"):
+        convert_file(source, source)
+
+
+def test_a_full_disk_leaves_no_half_file(toy, tmp_path, monkeypatch):
+    def fill_up(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weight_commands, "save_file", fill_up)
+    source = toy.on_disk(tmp_path / "a.safetensors", toy.fun_inp().state_dict())
+    with pytest.raises(OutputError, match=r"No space left on device.*Is the disk full"):
+        convert_file(source, tmp_path / "b.safetensors")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_the_tied_embedding_of_umt5_is_stored_once(toy, tmp_path):
+    module = toy.umt5()
+    source = toy.on_disk(tmp_path / "a.safetensors", module.state_dict())
+    for names, expected in (("diffusers", "shared.weight"), ("original", "token_embedding.weight")):
+        convert_file(source, tmp_path / "b.safetensors", names=names)
+        held = load_file(tmp_path / "b.safetensors")
+        same = [n for n, t in held.items() if t.shape == module.shared.weight.shape]
+        assert same == [expected]
