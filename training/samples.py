@@ -71,19 +71,24 @@ class TrainingSample:
 
     def scene(self) -> Scene4D:
         """Return the sample as a scene of tracks."""
-        frames, height, width = self.size_fhw
-        tracks = PointTracks(
-            positions=self.positions().reshape(frames, height * width, 3),
-            colors=self.video[0].reshape(-1, 3) / 255,
-            visibility=self.visibility.reshape(frames, -1),
-            grid_hw=(height, width),
-        )
-        return Scene4D(points=tracks, cameras=self.cameras, fps=self.fps)
+        return _scene(self.positions(), self.video[0], self.visibility, self.cameras, self.fps)
 
 
 def _positions(depth: Tensor, motion: Tensor, intrinsics: Tensor) -> Tensor:
     pixels = pixel_centers(*depth.shape, device=depth.device, dtype=torch.float32)
     return unproject(pixels, depth.float(), intrinsics.float()) + motion.float()
+
+
+def _scene(
+    positions: Tensor, image: Tensor, visibility: Tensor, cameras: Cameras, fps: float
+) -> Scene4D:
+    tracks = PointTracks(
+        positions=positions.flatten(1, 2),
+        colors=image.flatten(0, 1).float() / 255,
+        visibility=visibility.flatten(1),
+        grid_hw=(cameras.height, cameras.width),
+    )
+    return Scene4D(points=tracks, cameras=cameras, fps=fps)
 
 
 def check_sample(sample: TrainingSample) -> None:
@@ -248,6 +253,9 @@ class TrainingBatch:
     captions: tuple[str, ...]
     """One per sample."""
 
+    fps: tuple[float, ...]
+    """One per sample."""
+
     video: UInt8[Tensor, "batch frame height width 3"]
     """See `TrainingSample.video`."""
 
@@ -280,10 +288,32 @@ class TrainingBatch:
         """Number of samples."""
         return len(self.names)
 
-    def positions(self) -> Float[Tensor, "batch frame height width 3"]:
-        """World positions of the pixels of frame 0 over time, float32."""
-        per_sample = zip(self.depth, self.motion, self.intrinsics[:, 0], strict=True)
-        return torch.stack([_positions(*tensors) for tensors in per_sample])
+    def cameras(self, index: int) -> Cameras:
+        """Return the source cameras of a sample."""
+        return self._views(self.world_to_camera[index], self.intrinsics[index])
+
+    def novel_cameras(self, index: int) -> Cameras:
+        """Return the cameras of a sample's `novel_video`.
+
+        Raises:
+            SampleError: not every sample has one.
+        """
+        if self.novel_world_to_camera is None or self.novel_intrinsics is None:
+            raise SampleError(f"Not every sample of {', '.join(self.names)} has a novel view.")
+        return self._views(self.novel_world_to_camera[index], self.novel_intrinsics[index])
+
+    def scene(self, index: int) -> Scene4D:
+        """Return a sample as a scene of tracks."""
+        intrinsics = self.intrinsics[index, 0]
+        positions = _positions(self.depth[index], self.motion[index], intrinsics)
+        image, visibility = self.video[index, 0], self.visibility[index]
+        return _scene(positions, image, visibility, self.cameras(index), self.fps[index])
+
+    def _views(self, world_to_camera: Tensor, intrinsics: Tensor) -> Cameras:
+        height, width = self.depth.shape[1:]
+        return Cameras(
+            world_to_camera=world_to_camera, intrinsics=intrinsics, height=height, width=width
+        )
 
     def to(self, device: torch.device | str) -> "TrainingBatch":
         """Return a copy on another device; from pinned memory this does not block."""
@@ -308,6 +338,7 @@ def stack_samples(samples: list[TrainingSample]) -> TrainingBatch:
     return TrainingBatch(
         names=tuple(sample.name for sample in samples),
         captions=tuple(sample.caption for sample in samples),
+        fps=tuple(sample.fps for sample in samples),
         video=stacked(lambda s: s.video),
         depth=stacked(lambda s: s.depth),
         motion=stacked(lambda s: s.motion),

@@ -53,3 +53,40 @@ def make_sample() -> Callable:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_synthetic_sample() -> Callable:
+    """Return a function of (seed, frames, height, width, novel) that renders a small world."""
+    from more4d_backend.camera_paths import PathSettings, make_path
+    from more4d_backend.synthetic import make_world
+    from training.samples import TrainingSample
+
+    def make(seed=0, frames=5, height=32, width=48, novel=False) -> TrainingSample:
+        world = make_world(seed)
+        cameras = world.cameras(frames, height, width)
+        tracks = world.tracks(cameras)
+        positions = tracks.positions.reshape(frames, height, width, 3)
+        path = None
+        if novel:
+            distance = float(positions[0, ..., 2].median())
+            settings = PathSettings(amplitude=0.3, pivot_distance=distance)
+            path = make_path("orbit-left", cameras.frames([0]), frames, settings=settings)
+        view = world.view(cameras)
+        return TrainingSample(
+            name=f"world-{seed:04d}",
+            caption=f"World {seed}.",
+            source=f"make_world({seed})",
+            fps=world.fps,
+            video=(view.rgb * 255).round().to(torch.uint8),
+            depth=positions[0, ..., 2].contiguous(),
+            motion=(positions - positions[:1]).half(),
+            visibility=tracks.visibility.reshape(frames, height, width),
+            cameras=cameras,
+            novel_video=(
+                (world.view(path).rgb * 255).round().to(torch.uint8) if path is not None else None
+            ),
+            novel_cameras=path,
+        )
+
+    return make

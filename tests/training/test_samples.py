@@ -138,9 +138,21 @@ def test_a_batch_has_novel_views_only_if_every_sample_has(make_sample):
     assert stack_samples([make_sample(0, novel=True), make_sample(1)]).novel_video is None
 
 
-def test_positions_of_a_batch_are_those_of_its_samples(make_sample):
-    samples = [make_sample(seed) for seed in range(3)]
+def test_the_scenes_and_cameras_of_a_batch_are_those_of_its_samples(make_sample):
+    samples = [make_sample(seed, novel=True) for seed in range(3)]
     batch = stack_samples(samples).to("cpu")
     assert batch.names == ("random-0000", "random-0001", "random-0002")
-    expected = torch.stack([sample.positions() for sample in samples])
-    assert torch.equal(batch.positions(), expected)
+    for index, sample in enumerate(samples):
+        scene, expected = batch.scene(index), sample.scene()
+        for name in ("positions", "colors", "visibility", "grid_hw"):
+            there, here = getattr(expected.points, name), getattr(scene.points, name)
+            assert torch.equal(there, here) if name != "grid_hw" else there == here
+        assert scene.fps == sample.fps
+        novel = batch.novel_cameras(index)
+        assert torch.equal(novel.world_to_camera, sample.novel_cameras.world_to_camera)
+        assert (novel.height, novel.width) == (16, 32)
+
+
+def test_novel_cameras_that_are_not_there_are_refused(make_sample):
+    with pytest.raises(SampleError, match="random-0000 has a novel view"):
+        stack_samples([make_sample(0)]).novel_cameras(0)
