@@ -4,15 +4,21 @@ from typing import Annotated
 
 from tyro.conf import subcommand
 
+from .generate_commands import Generate
 from .path_commands import Paths
 from .render_commands import Render
 from .scene_commands import Convert, Info, Lift, Synthetic
+from .weight_commands import Download, ReconstructMotion, Weights
 
 COMMANDS = (
-    Annotated[Lift, subcommand("lift")]
+    Annotated[Generate, subcommand("generate")]
+    | Annotated[Lift, subcommand("lift")]
     | Annotated[Render, subcommand("render")]
     | Annotated[Paths, subcommand("paths")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Info, subcommand("info")]
+    | Annotated[Download, subcommand("download")]
+    | Annotated[Weights, subcommand("weights")]
+    | Annotated[ReconstructMotion, subcommand("reconstruct-motion")]
     | Annotated[Synthetic, subcommand("synthetic")]
 )

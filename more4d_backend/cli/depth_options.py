@@ -20,6 +20,7 @@ from ..depth import (
     provider_class,
 )
 from ..files import FileFormatError, decoding, read_limited
+from ..generation import DepthSource
 from ..scene import Scene4D
 
 LOGGER = logging.getLogger(__name__)
@@ -88,6 +89,23 @@ class DepthOptions:
             is_metric=prediction.is_metric,
         )
 
+    def source(self, device: str) -> DepthSource:
+        """Return what `generate` needs to know of where depth comes from."""
+        files = [Path(self.depth)] if self.depth is not None and self._is_file else []
+        if self.intrinsics is not None:
+            files.append(self.intrinsics)
+        return DepthSource(
+            provider=_ChosenProvider(options=self, device=device),
+            name=f"{self.depth} {self.depth_weights or ''} {self.depth_unit_m}",
+            files=tuple(files),
+            fov_rad=None if self.fov_deg is None else math.radians(self.fov_deg),
+        )
+
+    @property
+    def _is_file(self) -> bool:
+        path = Path(self.depth or "")
+        return path.suffix.lower() in _FILE_SUFFIXES or path.is_file()
+
     def provider(self, device: str) -> DepthProvider:
         """Return the file or the network that was asked for."""
         if self.depth is None:
@@ -95,11 +113,23 @@ class DepthOptions:
                 "A photo needs depth: --depth FILE (16-bit PNG, EXR, npy), or --depth with the "
                 "name of a network, such as depth-pro."
             )
-        if Path(self.depth).suffix.lower() in _FILE_SUFFIXES or Path(self.depth).exists():
+        if self._is_file:
             return DepthFile(path=self.depth, unit_m=self.depth_unit_m)
         return provider_class(self.depth).load(
             self.depth_weights, device=device, download=self.allow_download
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ChosenProvider:
+    """The provider of the options, made when depth is really needed."""
+
+    options: DepthOptions
+    device: str
+
+    def predict(self, image: Float[Tensor, "height width 3"]) -> DepthPrediction:
+        """See `DepthProvider`."""
+        return self.options.predict(image, device=self.device)
 
 
 def load_intrinsics(path: Path) -> Float[Tensor, "3 3"]:

@@ -30,9 +30,6 @@ class PathOptions:
     """A camera path by name (see `paths list`), a keyframe JSON or any camera file. Give it
     several times for several videos. Default: orbit-left."""
 
-    num_frames: int | None = None
-    """Frames of each path. Default: as many as the scene has; 49 where the scene is one frame."""
-
     amplitude: float = 1.0
     """Multiplies the distances and angles of a path."""
 
@@ -46,7 +43,7 @@ class PathOptions:
     """Return to the start, so that the video repeats without a jump."""
 
     seed: int = 0
-    """Chooses the movement of handheld."""
+    """Of random choices: the movement of handheld and, in generate, the motion."""
 
     def check(self) -> None:
         """Refuse unknown paths before any work."""
@@ -58,20 +55,22 @@ class PathOptions:
         """What was asked for, or the default."""
         return self.camera or ("orbit-left",)
 
-    def paths(self, scene: Scene4D) -> dict[str, Cameras]:
-        """Make every path, by its label."""
-        settings = PathSettings(
+    def settings(self) -> PathSettings:
+        """How far and how evenly."""
+        return PathSettings(
             amplitude=self.amplitude,
             angle_deg=self.angle_deg,
             ease=self.ease,
             loop=self.loop,
             seed=self.seed,
         )
-        num_frames = self.num_frames
+
+    def paths(self, scene: Scene4D, num_frames: int | None) -> dict[str, Cameras]:
+        """Make every path, by its label."""
         if num_frames is None and scene.num_frames == 1:
             num_frames = 49
         return {
-            source_label(source): path_from(source, scene, num_frames, settings=settings)
+            source_label(source): path_from(source, scene, num_frames, settings=self.settings())
             for source in self.sources
         }
 
@@ -89,6 +88,9 @@ class Render:
 
     depth_options: OmitArgPrefixes[DepthOptions] = field(default_factory=DepthOptions)
     paths: OmitArgPrefixes[PathOptions] = field(default_factory=PathOptions)
+
+    num_frames: int | None = None
+    """Frames of each path. Default: as many as the scene has; 49 where the scene is one frame."""
 
     mode: RenderMode = "splat"
     """nearest: one pixel a point. splat: each point covers its part of the surface.
@@ -125,7 +127,7 @@ class Render:
         device = self._device()
         scene = self._scene(device).to(device)
         sheet: dict[str, Float[Tensor, "frame height width channel"]] = {}
-        for label, cameras in self.paths.paths(scene).items():
+        for label, cameras in self.paths.paths(scene, self.num_frames).items():
             if self.size_hw is not None:
                 cameras = cameras.resized(*self.size_hw)
             sheet |= self._render_path(label, scene, cameras, settings)
