@@ -4,7 +4,6 @@ Every function here raises `FileFormatError` and nothing else for what a file ma
 """
 
 import json
-import math
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -77,7 +76,7 @@ def as_number(value: object, where: str, *, low: float = -1e9, high: float = 1e9
     """Refuse what is not a finite number within [low, high]. True and False are no numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FileFormatError(f"{where} is {shown(value)}; expected a number.")
-    if not low <= value <= high or (isinstance(value, float) and math.isnan(value)):
+    if not low <= value <= high:  # so written that NaN is refused too
         raise FileFormatError(
             f"{where} is {shown(value)}; expected a number from {low:g} to {high:g}."
         )
