@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .files import replacing, replacing_folder
-from .geometry import transform_points
+from .geometry import quaternion_wxyz_from_matrix
 from .image_files import to_bytes
-from .scene import PointTracks, Scene4D
+from .rendering.gaussians import gaussians_of
+from .rendering.surface import first_spacing, surface_of
+from .rendering.view import PointFrames, point_frames
+from .scene import Scene4D
 
 POINT_DTYPE = np.dtype(
     [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
@@ -43,6 +46,9 @@ SH_DEGREE_0 = 0.28209479177387814
 """Value of the constant spherical harmonic, 1 / (2 sqrt(pi)): rgb = 0.5 + SH_DEGREE_0 * f_dc."""
 
 GAUSSIAN_OPACITY = 0.99
+THINNEST = 0.01
+"""Thickness of a sheet over its length."""
+
 SIGMA_PER_SPACING = 0.6
 """Standard deviation of a Gaussian over the distance to its neighbour. Midway between four
 neighbours, they cover 1 - (1 - 0.99 exp(-0.5 / (2 * 0.6^2)))^4 = 93 % of what lies behind."""
@@ -52,7 +58,7 @@ _COMMENT = "More4D world: OpenCV axes, +x right, +y down, +z forward"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FramePoints:
-    """The points of one frame that are there to be drawn."""
+    """The visible (tracks) or valid (point maps) points of one frame."""
 
     positions: Float[Tensor, "point 3"]
     """World coordinates, finite."""
@@ -60,56 +66,48 @@ class FramePoints:
     colors: Float[Tensor, "point 3"]
     """sRGB in [0, 1]."""
 
-    spacing: Float[Tensor, " point"]
-    """Distance to the neighbouring point on the surface, from the pixel size at its depth."""
+    shown: Bool[Tensor, " any_point"]
+    """Which of all points of the scene these are."""
 
 
 def frame_points(scene: Scene4D, frame: int) -> FramePoints:
-    """Return the visible (tracks) or valid (point maps) points of one frame."""
-    points = scene.points
-    if isinstance(points, PointTracks):
-        positions, colors, shown = points.positions[frame], points.colors, points.visibility[frame]
-    else:
-        positions = points.positions[frame].flatten(0, 1)
-        colors, shown = points.colors[frame].flatten(0, 1), points.valid[frame].flatten()
-    shown = shown & positions.isfinite().all(-1)
+    """Return the points of one frame that are there to be drawn."""
+    points = _point_frames(scene, frame)
+    shown = points.usable[0] & points.positions[0].isfinite().all(-1)
     return FramePoints(
-        positions=positions[shown],
-        colors=colors[shown],
-        spacing=point_spacing(scene, frame)[shown],
+        positions=points.positions[0][shown], colors=points.colors[0][shown], shown=shown
     )
 
 
 def point_spacing(scene: Scene4D, frame: int) -> Float[Tensor, " point"]:
-    """Distance of each point to its neighbour: its pixel, z / focal wide at depth z.
+    """Distance of every point to the next one on its surface, as the renderer measures it.
 
-    Tracks keep the size that they had in frame 0 (or have in `frame`, when they were not finite
-    then); sparse ones are as far apart as if they were spread evenly over the image. Positive,
-    and 0 for points that are not finite.
+    0 for points that are not shown, or that the source camera cannot have seen.
     """
-    points, cameras = scene.points, scene.cameras
-    positions, sized_in = points.positions[frame].reshape(-1, 3), frame
-    if isinstance(points, PointTracks) and frame > 0:
-        first = points.positions[0]
-        positions = torch.where(first.isfinite().all(-1, keepdim=True), first, positions)
-        sized_in = 0
-    depth = transform_points(positions, cameras.world_to_camera[sized_in].to(positions))[:, 2].abs()
-    focal_px = cameras.intrinsics[sized_in, 0, 0].to(positions)
-    pixels_per_point = cameras.height * cameras.width / max(len(positions), 1)
-    spacing = depth / focal_px * pixels_per_point**0.5
-    return torch.where(spacing.isfinite(), spacing.clamp_min(1e-12), 0.0)
+    points = _point_frames(scene, frame)
+    surface = surface_of(points, first_spacing(scene, points.positions.device))
+    measured = surface.spacing[0].isfinite() & (surface.spacing[0] > 0)
+    return surface.spacing[0].where(points.usable[0] & measured, 0.0)
+
+
+def _point_frames(scene: Scene4D, frame: int) -> PointFrames:
+    device = scene.points.positions.device
+    return point_frames(scene, slice(frame, frame + 1), device, draw_unseen=False)
 
 
 def save_ply(path: str | os.PathLike[str], scene: Scene4D, *, frame: int = 0) -> None:
     """Write the visible points of one frame as binary little-endian PLY: x y z red green blue."""
     with replacing(path) as temporary:
-        _write(temporary, _point_rows(frame_points(scene, frame)))
+        _write(temporary, _point_rows(scene, frame))
 
 
 def save_gaussian_ply(path: str | os.PathLike[str], scene: Scene4D, *, frame: int = 0) -> None:
-    """Write the visible points of one frame as round 3D Gaussians, for splat viewers."""
+    """Write the visible points of one frame as the renderer's Gaussians, for splat viewers.
+
+    On a pixel grid they are sheets that reach to the neighbours, else balls.
+    """
     with replacing(path) as temporary:
-        _write(temporary, _gaussian_rows(frame_points(scene, frame)))
+        _write(temporary, _gaussian_rows(scene, frame))
 
 
 def save_ply_sequence(
@@ -135,31 +133,40 @@ def save_gaussian_ply_sequence(
 def _save_sequence(
     folder: str | os.PathLike[str],
     scene: Scene4D,
-    rows: Callable[[FramePoints], np.ndarray],
+    rows: Callable[[Scene4D, int], np.ndarray],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     with replacing_folder(folder, "frame_*.ply") as temporary:
         for frame in range(scene.num_frames):
-            _write(temporary / f"frame_{frame:04d}.ply", rows(frame_points(scene, frame)))
+            _write(temporary / f"frame_{frame:04d}.ply", rows(scene, frame))
             if progress is not None:
                 progress(frame + 1, scene.num_frames)
 
 
-def _point_rows(points: FramePoints) -> np.ndarray:
+def _point_rows(scene: Scene4D, frame: int) -> np.ndarray:
+    points = frame_points(scene, frame)
     rows = np.empty(len(points.positions), POINT_DTYPE)
     _fill(rows, ("x", "y", "z"), points.positions)
     _fill(rows, ("red", "green", "blue"), to_bytes(points.colors))
     return rows
 
 
-def _gaussian_rows(points: FramePoints) -> np.ndarray:
-    rows = np.zeros(len(points.positions), GAUSSIAN_DTYPE)
-    _fill(rows, ("x", "y", "z"), points.positions)
-    _fill(rows, ("f_dc_0", "f_dc_1", "f_dc_2"), (points.colors - 0.5) / SH_DEGREE_0)
+def _gaussian_rows(scene: Scene4D, frame: int) -> np.ndarray:
+    points = _point_frames(scene, frame)
+    surface = surface_of(points, first_spacing(scene, points.positions.device))
+    gaussians = gaussians_of(points, surface, SIGMA_PER_SPACING)
+    shown = gaussians.opacities[0] > 0
+    variances, axes = torch.linalg.eigh(gaussians.covariances[0][shown].double())
+    # A sheet has no thickness, whose logarithm would be minus infinity.
+    sigma = variances.clamp_min(0).sqrt()
+    sigma = sigma.maximum(THINNEST * sigma[:, 2:])
+    axes[..., 0] *= torch.linalg.det(axes)[:, None]  # a rotation, not a reflection
+    rows = np.zeros(int(shown.sum()), GAUSSIAN_DTYPE)
+    _fill(rows, ("x", "y", "z"), gaussians.means[0][shown])
+    _fill(rows, ("f_dc_0", "f_dc_1", "f_dc_2"), (points.colors[0][shown] - 0.5) / SH_DEGREE_0)
     rows["opacity"] = np.log(GAUSSIAN_OPACITY / (1 - GAUSSIAN_OPACITY))
-    log_scale = (points.spacing * SIGMA_PER_SPACING).log()
-    _fill(rows, ("scale_0", "scale_1", "scale_2"), log_scale[:, None].expand(-1, 3))
-    rows["rot_0"] = 1.0
+    _fill(rows, ("scale_0", "scale_1", "scale_2"), sigma.log())
+    _fill(rows, ("rot_0", "rot_1", "rot_2", "rot_3"), quaternion_wxyz_from_matrix(axes))
     return rows
 
 

@@ -75,21 +75,20 @@ class _FrameValues:
 
 
 def _frame_values(scene: Scene4D, frame: int) -> _FrameValues:
-    points = scene.points
+    points, shown = scene.points, frame_points(scene, frame)
+    spacing = point_spacing(scene, frame)
     if not isinstance(points, PointTracks):
-        shown = frame_points(scene, frame)
         return _FrameValues(
             positions=to_usd_axes(shown.positions),
-            widths=shown.spacing,
+            widths=spacing[shown.shown],
             colors=linear_from_srgb(shown.colors),
         )
     positions = points.positions[frame]
-    finite = positions.isfinite().all(-1)
+    finite = positions.isfinite().all(-1, keepdim=True)
     parked = points.positions[0].nan_to_num(0.0, 0.0, 0.0)  # unseen, but USD wants a number
-    shown = points.visibility[frame] & finite
     return _FrameValues(
-        positions=to_usd_axes(torch.where(finite[:, None], positions, parked)),
-        widths=torch.where(shown, point_spacing(scene, frame), 0.0),
+        positions=to_usd_axes(torch.where(finite, positions, parked)),
+        widths=torch.where(shown.shown, spacing, 0.0),
         colors=linear_from_srgb(points.colors) if frame == 0 else None,
     )
 

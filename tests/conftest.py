@@ -106,6 +106,7 @@ def tracks_scene():
     """`tracks_scene(seed, frames, grid_hw, size)`: random tracks of very different speeds."""
     import torch
 
+    from more4d_backend.geometry import transform_points
     from more4d_backend.scene import PointTracks, Scene4D
 
     def make(seed: int = 0, frames: int = 5, grid_hw=(6, 7), size: float = 1.0):
@@ -115,14 +116,17 @@ def tracks_scene():
         motion = size * torch.randn(frames, count, 3, generator=generator)
         motion *= torch.logspace(-6, 0, count)[:, None]
         motion[0] = 0
+        cameras = _random_cameras(frames, 60, 70, generator)
+        in_camera = transform_points(first + motion, cameras.world_to_camera[:, None])
+        seen = torch.rand(frames, count, generator=generator) > 0.3
         return Scene4D(
             points=PointTracks(
                 positions=first + motion,
                 colors=torch.randint(0, 256, (count, 3), generator=generator) / 255,
-                visibility=torch.rand(frames, count, generator=generator) > 0.3,
+                visibility=seen & (in_camera[..., 2] > 0),
                 grid_hw=grid_hw,
             ),
-            cameras=_random_cameras(frames, 60, 70, generator),
+            cameras=cameras,
             fps=23.976,
         )
 

@@ -6,11 +6,17 @@ import torch
 from plyfile import PlyData
 
 from more4d_backend.files import OutputError
-from more4d_backend.geometry import intrinsics_from_focal, pixel_centers, unproject
+from more4d_backend.geometry import (
+    intrinsics_from_focal,
+    matrix_from_quaternion_wxyz,
+    pixel_centers,
+    unproject,
+)
 from more4d_backend.point_files import (
     GAUSSIAN_OPACITY,
     SH_DEGREE_0,
     SIGMA_PER_SPACING,
+    THINNEST,
     frame_points,
     point_spacing,
     save_gaussian_ply,
@@ -18,6 +24,9 @@ from more4d_backend.point_files import (
     save_ply,
     save_ply_sequence,
 )
+from more4d_backend.rendering.gaussians import gaussians_of
+from more4d_backend.rendering.surface import first_spacing, surface_of
+from more4d_backend.rendering.view import point_frames
 from more4d_backend.scene import Cameras, PointTracks, Scene4D
 
 
@@ -83,9 +92,29 @@ def test_a_gaussian_file_has_the_properties_of_3d_gaussian_splatting_in_its_orde
     assert np.allclose(colors, wall.points.colors.numpy(), atol=1e-6)
     assert np.allclose(1 / (1 + np.exp(-vertex["opacity"])), GAUSSIAN_OPACITY, atol=1e-6)
     scales = np.exp(np.stack([vertex[f"scale_{i}"] for i in range(3)], axis=-1))
-    assert np.allclose(scales, SIGMA_PER_SPACING * 2 / 15, rtol=1e-5)
-    assert np.array_equal([vertex[f"rot_{i}"][7] for i in range(4)], [1, 0, 0, 0])
+    # The wall faces the camera: sheets as wide as high, and thin along z.
+    expected = SIGMA_PER_SPACING * 2 / 15 * np.array([THINNEST, 1, 1])
+    assert np.allclose(np.sort(scales, axis=1), expected, rtol=1e-4)
+    wxyz = torch.from_numpy(np.stack([vertex[f"rot_{i}"] for i in range(4)], axis=-1))
+    rotation = matrix_from_quaternion_wxyz(wxyz)
+    assert torch.allclose(rotation[:, :, 0].abs(), torch.tensor([0.0, 0, 1]), atol=1e-3)
     assert not any(vertex[name].any() for name in ("nx", "f_rest_0", "f_rest_44"))
+
+
+def test_gaussians_of_a_slope_are_those_of_the_renderer(tmp_path, wall):
+    slope = wall.points.positions * torch.linspace(1, 3, 600)[None, :, None]
+    scene = replace(wall, points=replace(wall.points, positions=slope))
+    save_gaussian_ply(tmp_path / "a.ply", scene, frame=1)
+    vertex = PlyData.read(tmp_path / "a.ply")["vertex"]
+    scales = np.exp(np.stack([vertex[f"scale_{i}"] for i in range(3)], axis=-1))
+    wxyz = torch.from_numpy(np.stack([vertex[f"rot_{i}"] for i in range(4)], axis=-1))
+    axes = matrix_from_quaternion_wxyz(wxyz.double()) * torch.from_numpy(scales)[:, None]
+    covariances = axes @ axes.transpose(1, 2)
+    points = point_frames(scene, slice(1, 2), torch.device("cpu"), draw_unseen=False)
+    surface = surface_of(points, first_spacing(scene, torch.device("cpu")))
+    expected = gaussians_of(points, surface, SIGMA_PER_SPACING).covariances[0].double()
+    thickness = torch.from_numpy(scales).amin(1).square().max()
+    assert (covariances - expected).abs().max() < 1.1 * thickness
 
 
 def test_neighbouring_gaussians_cover_what_is_behind_them():
@@ -100,16 +129,6 @@ def test_the_spacing_of_points_is_the_distance_of_neighbours(wall):
     )
     # The points of a track keep their size when they move away.
     assert torch.equal(point_spacing(wall, 1), point_spacing(wall, 0))
-    every_fourth = replace(
-        wall.points,
-        positions=wall.points.positions[:, ::4],
-        colors=wall.points.colors[::4],
-        visibility=wall.points.visibility[:, ::4],
-        grid_hw=None,
-    )
-    assert torch.allclose(
-        point_spacing(replace(wall, points=every_fourth), 0), torch.tensor(4 / 15)
-    )
 
 
 def test_points_that_appear_later_have_a_size_and_unseen_ones_are_left_out(wall):
@@ -120,11 +139,12 @@ def test_points_that_appear_later_have_a_size_and_unseen_ones_are_left_out(wall)
     scene = replace(wall, points=replace(wall.points, positions=positions, visibility=visibility))
     assert point_spacing(scene, 0)[3] == 0
     assert point_spacing(scene, 1)[3] == pytest.approx(6 / 15)
-    for frame in (0, 1):
+    assert point_spacing(scene, 1)[5] == 0
+    for frame, left_out in ((0, 3), (1, 5)):
         points = frame_points(scene, frame)
-        assert len(points.positions) == 599
+        assert (~points.shown).nonzero().tolist() == [[left_out]]
         assert points.positions.isfinite().all()
-        assert (points.spacing > 0).all()
+        assert len(points.positions) == len(points.colors) == 599
 
 
 def test_progress_is_told_and_an_interrupted_sequence_leaves_the_older_one(tmp_path, tracks_scene):

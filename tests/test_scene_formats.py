@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -52,3 +55,23 @@ def test_endings_that_fit_no_format_are_refused(tmp_path, tracks_scene):
     with pytest.raises(FileFormatError, match=r"scenes are read from \.safetensors, \.npz, \.ply"):
         import_scene(tmp_path / "a.usd")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SCENE_FORMATS)
+def test_a_place_that_cannot_be_written_is_refused_by_every_format(tmp_path, tracks_scene, name):
+    if name == "usd":
+        pytest.importorskip("pxr", reason="usd-core is not installed")
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / f"scene{SCENE_FORMATS[name].suffixes[0]}"
+    with pytest.raises(OutputError, match="cannot be made"):
+        export_scene(path, tracks_scene(frames=1), name)
+
+
+def test_file_formats_load_no_decoder_before_it_is_needed():
+    code = (
+        "import sys, more4d_backend.scene_formats, more4d_backend.video_files, "
+        "more4d_backend.depth_files; "
+        "sys.exit(','.join({'av', 'pxr', 'PIL', 'cv2', 'kornia'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip() == ""
