@@ -1,7 +1,6 @@
 """Downloads, through a hub and a server that live in this file: no connection is opened."""
 
 import hashlib
-import io
 import logging
 import re
 from pathlib import Path
@@ -11,14 +10,12 @@ import pytest
 from more4d_backend import download_sources, downloads
 from more4d_backend.download_sources import (
     DownloadError,
-    HuggingFaceHub,
     RemoteFile,
-    fetch_address,
-    require_space,
 )
 from more4d_backend.downloads import (
     DOWNLOADS,
     GROUPS,
+    Piece,
     RemoteWeights,
     download,
     find_downloaded,
@@ -75,11 +72,12 @@ def table(monkeypatch):
     return put
 
 
-def entry(**changes) -> RemoteWeights:
+def entry(*files: str, sha256: str | None = None, **changes) -> RemoteWeights:
+    pieces = [Piece(file=file, sha256=sha256) for file in files or ("model.safetensors",)]
     settings = {
         "name": "model",
         "repository": "some/model",
-        "file": "model.safetensors",
+        "pieces": tuple(pieces),
         "licence": "Apache-2.0",
         "needed_for": "tests",
     }
@@ -100,12 +98,13 @@ def test_every_entry_can_be_fetched_and_says_its_licence():
     for e in DOWNLOADS:
         assert e.licence
         assert e.needed_for
-        assert (e.repository is None) == e.file.startswith("https://")
         if e.repository is not None:
             assert re.fullmatch(r"[\w.-]+/[\w.-]+", e.repository)
-        if e.sha256 is not None:
-            assert re.fullmatch(r"[0-9a-f]{64}", e.sha256)
-            assert e.size_bytes is not None
+        for piece in e.pieces:
+            assert (e.repository is None) == piece.file.startswith("https://")
+            if piece.sha256 is not None:
+                assert re.fullmatch(r"[0-9a-f]{64}", piece.sha256)
+                assert piece.size_bytes is not None
 
 
 def test_names_and_groups_are_selected_once_in_the_tables_order():
@@ -126,7 +125,7 @@ def test_a_file_with_the_expected_hash_arrives(tmp_path, table):
     hub = FakeHub(tmp_path, {"some/model": {"model.safetensors": b"weights", "README.md": b"x"}})
     (arrived,) = download(["model"], hub=hub)
     assert arrived.path == tmp_path / "model.safetensors"
-    assert arrived.sha256 == sha256(b"weights")
+    assert arrived.sha256 == {"model.safetensors": sha256(b"weights")}
     assert hub.fetched == ["model.safetensors"]
 
 
@@ -159,11 +158,29 @@ def test_a_folder_is_honoured(tmp_path, table):
     table(entry())
     hub = FakeHub(tmp_path / "cache", {"some/model": {"model.safetensors": b"weights"}})
     (arrived,) = download(["all"], tmp_path / "here", hub=hub)
-    assert arrived.path == tmp_path / "here" / "model.safetensors"
+    assert arrived.path == tmp_path / "here" / "model" / "model.safetensors"
+
+
+def test_repositories_with_files_of_one_name_do_not_meet_in_a_folder(tmp_path, table):
+    table(entry(), entry(name="other", repository="some/other"))
+    held = {"some/model": {"model.safetensors": b"1"}, "some/other": {"model.safetensors": b"2"}}
+    hub = FakeHub(tmp_path, held)
+    download(["all"], tmp_path / "here", hub=hub)
+    for name, content in (("model", b"1"), ("other", b"2")):
+        assert find_downloaded(name, tmp_path / "here", hub=hub).read_bytes() == content
+
+
+def test_files_fetched_by_hand_are_found_where_their_names_are_telling(tmp_path, table):
+    table(entry("A/model.bin"), entry(name="other"))
+    for name in ("A/model.bin", "model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_downloaded("model", tmp_path) == tmp_path / "A" / "model.bin"
+    assert find_downloaded("other", tmp_path) is None
 
 
 def test_a_pattern_finds_the_one_file_that_fits(tmp_path, table):
-    table(entry(file="VAE/*encoder_prompt/pytorch_model.bin"))
+    table(entry("VAE/*encoder_prompt/pytorch_model.bin"))
     held = {"VAE/step-9/encoder_prompt/pytorch_model.bin": b"e", "VAE/step-9/vae/x.bin": b"v"}
     (arrived,) = download(["model"], hub=FakeHub(tmp_path, {"some/model": held}))
     assert arrived.path.read_bytes() == b"e"
@@ -177,7 +194,7 @@ def test_a_pattern_finds_the_one_file_that_fits(tmp_path, table):
     ],
 )
 def test_no_file_or_several_are_listed(tmp_path, table, held, said):
-    table(entry(file="VAE/*vae/m.bin"))
+    table(entry("VAE/*vae/m.bin"))
     with pytest.raises(DownloadError, match=said):
         download(["model"], hub=FakeHub(tmp_path, {"some/model": dict.fromkeys(held, b"")}))
 
@@ -196,6 +213,20 @@ def test_a_file_published_in_parts_gives_its_index(tmp_path, table):
     assert len(hub.fetched) == 3
 
 
+def test_an_entry_of_several_files_is_the_folder_that_they_share(tmp_path, table):
+    parts = ("vae", "encoder_prompt", "decoder_prompt")
+    table(entry(*(f"VAE/*{part}/m.bin" for part in parts)))
+    held = {f"VAE/step-9/{part}/m.bin": part.encode() for part in parts}
+    hub = FakeHub(tmp_path, {"some/model": held | {"VAE/step-9/optimizer.bin": b"x"}})
+    (arrived,) = download(["model"], hub=hub)
+    assert arrived.path == tmp_path / "VAE" / "step-9"
+    assert sorted(hub.fetched) == sorted(held)
+    assert arrived.sha256 == {f"{part}/m.bin": sha256(part.encode()) for part in parts}
+    assert find_downloaded("model", hub=hub) == arrived.path
+    (arrived.path / "vae" / "m.bin").unlink()
+    assert find_downloaded("model", hub=hub) is None
+
+
 def test_too_little_space_is_said_before_anything_is_fetched(tmp_path, table, monkeypatch):
     table(entry())
     usage = type("Usage", (), {"free": 3})
@@ -204,15 +235,9 @@ def test_too_little_space_is_said_before_anything_is_fetched(tmp_path, table, mo
     with pytest.raises(DownloadError, match=r"GB free; this needs"):
         download(["model"], tmp_path / "here", hub=hub)
     assert not hub.fetched
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "model.safetensors").write_bytes(b"weights")  # nothing is missing now
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    (tmp_path / "here" / "model" / "model.safetensors").write_bytes(b"weights")  # complete now
     assert download(["model"], tmp_path / "here", hub=hub)
-
-
-def test_space_is_looked_up_where_the_folder_will_be(tmp_path):
-    require_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(DownloadError, match=re.escape(str(tmp_path))):
-        require_space(tmp_path / "not" / "yet", 10**18)
 
 
 def test_offline_only_the_cache_is_asked(tmp_path, table, monkeypatch):
@@ -226,7 +251,7 @@ def test_offline_only_the_cache_is_asked(tmp_path, table, monkeypatch):
 @pytest.mark.parametrize("where", ["cache", "folder"])
 @pytest.mark.parametrize("pattern", ["a/model.safetensors", "*/model.safetensors"])
 def test_what_was_fetched_is_found_again_without_a_connection(tmp_path, table, where, pattern):
-    table(entry(file=pattern))
+    table(entry(pattern))
     hub = FakeHub(tmp_path / "cache", {"some/model": {"a/model.safetensors": b"weights"}})
     folder = tmp_path / "here" if where == "folder" else None
     assert find_downloaded("model", folder, hub=hub) is None
@@ -235,148 +260,8 @@ def test_what_was_fetched_is_found_again_without_a_connection(tmp_path, table, w
     assert hub.listings == 1
 
 
-def test_the_real_cache_is_asked_without_a_connection(tmp_path, monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    real = huggingface_hub.snapshot_download
-
-    def in_this_cache(*arguments, **settings):
-        assert settings == {"local_files_only": True}
-        return real(*arguments, cache_dir=tmp_path, **settings)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", in_this_cache)
-    assert HuggingFaceHub().local_folder("some/model") is None
-    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (tmp_path / "models--some--model" / "refs").mkdir()
-    (tmp_path / "models--some--model" / "refs" / "main").write_text("abc")
-    assert HuggingFaceHub().local_folder("some/model") == snapshot
-
-
-def library_error(name: str) -> Exception:
-    return type(name, (Exception,), {})("first line\nsecond line")
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        ("OfflineModeIsEnabled", "HF_HUB_OFFLINE is set"),
-        ("GatedRepoError", "hf auth login"),
-        ("LocalEntryNotFoundError", "cannot be reached"),
-        ("ConnectTimeout", "HF_ENDPOINT chooses a mirror"),
-    ],
-)
-def test_errors_of_the_hub_say_what_to_do(monkeypatch, error, said):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-
-    def fail(*_, **__):
-        raise library_error(error)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", fail)
-    with pytest.raises(DownloadError, match=rf"some/model/x.*\({error}\): first line.*{said}"):
-        HuggingFaceHub().fetch("some/model", "x", None)
-    with pytest.raises(DownloadError, match=said):
-        HuggingFaceHub().files("some/model")
-
-
-def test_the_real_hub_lists_sizes_and_hashes(monkeypatch, tmp_path):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    listed = [
-        huggingface_hub.hf_api.RepoFile(
-            path="m.bin", size=7, oid="a", lfs={"size": 7, "oid": "f" * 64, "pointerSize": 1}
-        ),
-        huggingface_hub.hf_api.RepoFile(path="README.md", size=1, oid="b"),
-        huggingface_hub.hf_api.RepoFolder(path="VAE", oid="c"),
-    ]
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", lambda *_, **__: iter(listed))
-    hub = HuggingFaceHub()
-    first, second = hub.files("some/model")
-    assert first == RemoteFile(path="m.bin", size_bytes=7, sha256="f" * 64)
-    assert second.sha256 is None
-    assert hub.missing_bytes("some/model", first, tmp_path) == 7
-    partial = tmp_path / ".cache" / "huggingface" / "download"
-    partial.mkdir(parents=True)
-    (partial / "x.incomplete").write_bytes(b"123")
-    assert hub.missing_bytes("some/model", first, tmp_path) == 4
-    (tmp_path / "m.bin").write_bytes(b"1234567")
-    assert hub.missing_bytes("some/model", first, tmp_path) == 0
-
-
-# Plain addresses
-
-
-class Server:
-    """Answers like an https server with or without support for ranges."""
-
-    def __init__(self, data: bytes, *, ranges: bool = True, breaks_after: int | None = None):
-        self.data, self.ranges, self.breaks_after = data, ranges, breaks_after
-        self.asked: list[str | None] = []
-
-    def __call__(self, request):
-        asked = request.get_header("Range")
-        self.asked.append(asked)
-        start = int(asked[6:-1]) if asked and self.ranges else 0
-        response = io.BytesIO(self.data[start:][: self.breaks_after])
-        response.status = 206 if start else 200
-        response.headers = {"Content-Length": str(len(self.data) - start)}
-        return response
-
-
-@pytest.fixture
-def online(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-
-
-def test_an_address_is_fetched_whole(tmp_path, online):
-    seen = []
-    data = bytes(3_000_000)
-    target = fetch_address(
-        ADDRESS,
-        tmp_path / "new" / "f",
-        progress=lambda *done: seen.append(done),
-        open_url=Server(data),
-    )
-    assert target.read_bytes() == data
-    assert seen[-1] == (3_000_000, 3_000_000)
-    assert list(target.parent.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_broken_fetch_goes_on_where_it_stopped(tmp_path, online, ranges):
-    data = bytes(range(256)) * 10_000
-    target = tmp_path / "f"
-    broken = Server(data, breaks_after=1_500_000)
-    with pytest.raises(DownloadError, match="broke off after 1500000 of 2560000 bytes"):
-        fetch_address(ADDRESS, target, open_url=broken)
-    assert not target.exists()
-    server = Server(data, ranges=ranges)
-    fetch_address(ADDRESS, target, open_url=server)
-    assert server.asked == ["bytes=1500000-"]
-    assert target.read_bytes() == data
-
-
-def test_an_address_is_refused_offline_and_without_encryption(tmp_path, monkeypatch):
-    server = Server(b"")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
-        fetch_address(ADDRESS, tmp_path / "f", open_url=server)
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    with pytest.raises(DownloadError, match="is not an https address"):
-        fetch_address("http://example.org/f", tmp_path / "f", open_url=server)
-    assert not server.asked
-
-
-def test_an_error_of_the_server_says_how_to_go_on(tmp_path, online):
-    def refuse(_):
-        raise OSError("HTTP Error 503: busy")
-
-    with pytest.raises(DownloadError, match=r"503: busy.*Run it again to resume"):
-        fetch_address(ADDRESS, tmp_path / "f", open_url=refuse)
-
-
 def test_an_entry_with_an_address_is_fetched_once_and_checked_again(tmp_path, table):
-    table(entry(repository=None, file=ADDRESS, sha256=sha256(b"weights")))
+    table(entry(ADDRESS, repository=None, sha256=sha256(b"weights")))
     fetched = []
 
     def fetch(url, target):
