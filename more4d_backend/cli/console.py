@@ -3,26 +3,36 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Progress = Callable[[int, int], None]
 
 
 def set_up_logging(debug: bool) -> None:
     """Send the package's log lines to standard error, coloured where that is a terminal."""
-    from rich.console import Console
     from rich.logging import RichHandler
 
-    handler = RichHandler(
-        console=Console(stderr=True, soft_wrap=True), show_path=False, show_time=False
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    logging.getLogger(__name__.split(".")[0]).setLevel(logging.DEBUG if debug else logging.INFO)
+    logger = logging.getLogger(__name__.split(".")[0])
+    for handler in [h for h in logger.handlers if isinstance(h, RichHandler)]:
+        logger.removeHandler(handler)
+    logger.addHandler(RichHandler(console=_console(), show_path=False, show_time=False))
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    # Lines in a log file are not to be broken at the width of a terminal that is not there.
+    return console if console.is_terminal else Console(stderr=True, width=10_000)
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
     """Give a callback `(done, total)` that draws one bar on standard error."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
@@ -32,7 +42,7 @@ def progress_bar(label: str) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with RichProgress(*columns, console=_console(), transient=True) as bars:
         task = bars.add_task(label, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,6 +47,7 @@ class DepthPrediction:
         return usable_depth(self.depth)
 
 
+@runtime_checkable
 class DepthProvider(Protocol):
     """A source of depth: a file, or a network."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ VISM_WEIGHTS = ("fun-inp", "vism-lora", "wan-vae", "umt5", "umt5-tokenizer", "cl
 """Names of the files that filling holes needs."""
 
 
+@runtime_checkable
 class Models(Protocol):
     """Both pipelines, each in memory only while its stage lasts."""
 
