@@ -7,7 +7,6 @@ flash through diffusers made a step slower than torch's own choice.
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import get_args
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,10 +17,11 @@ from .devices import Attention
 _log = logging.getLogger(__name__)
 
 _KERNELS: dict[Attention, list[SDPBackend]] = {
-    "_native_cudnn": [SDPBackend.CUDNN_ATTENTION],
     "_native_flash": [SDPBackend.FLASH_ATTENTION],
     "_native_efficient": [SDPBackend.EFFICIENT_ATTENTION],
 }
+if hasattr(SDPBackend, "CUDNN_ATTENTION"):  # torch 2.5 and newer
+    _KERNELS["_native_cudnn"] = [SDPBackend.CUDNN_ATTENTION]
 _MARGIN = 0.03
 """A backend must save this share of the default's time; less is noise."""
 _REPEATS = 5
@@ -78,13 +78,12 @@ def measure_attention(
         return scaled_dot_product_attention(query, key, value)
 
     seconds: dict[Attention, float] = {"native": _seconds(attend, device)}
-    for name in get_args(Attention):
-        if name in _KERNELS:
-            try:
-                with torch.no_grad(), sdpa_kernel(_KERNELS[name]):
-                    seconds[name] = _seconds(attend, device)
-            except RuntimeError as e:
-                _log.info("Attention backend %s cannot be used here: %s", name, e)
+    for name, kernels in _KERNELS.items():
+        try:
+            with torch.no_grad(), sdpa_kernel(kernels):
+                seconds[name] = _seconds(attend, device)
+        except RuntimeError as e:
+            _log.info("Attention backend %s cannot be used here: %s", name, e)
     return seconds
 
 
