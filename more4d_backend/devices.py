@@ -178,7 +178,9 @@ def plan_devices(
         sequential_cfg=sequential,
         reason=_reason(state, sizes, requested, mode, needed),
     )
-    (_log.info if needed <= usable else _log.warning)("%s", describe(plan))
+    rounds_unasked = mode == "fp8" and requested.memory_mode is None
+    log = _log.warning if needed > usable or rounds_unasked else _log.info
+    log("%s", describe(plan))
     return plan
 
 

@@ -87,9 +87,10 @@ def test_the_vae_works_in_tiles_where_whole_frames_do_not_fit():
     assert not plan_devices(state(8), big, DeviceRequest(vae_tiling=False)).vae_tiling
 
 
-def test_weights_are_rounded_only_where_nothing_exact_can_run():
+def test_weights_are_rounded_only_where_nothing_exact_can_run(caplog):
     plan = plan_devices(state(24, host_gib=20), SIZES)
     assert plan.memory_mode == "fp8"
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "ROUNDED to 8 bits" in plan.reason
     assert plan_devices(state(24, host_gib=64), SIZES).memory_mode == "block-offload"
 
