@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -643,8 +644,12 @@ def test_an_npz_that_promises_or_unpacks_to_gigabytes_is_refused(tmp_path, littl
     bomb = forged_npz(lies, bytes(2**28), zipfile.ZIP_DEFLATED)
     assert len(bomb) < 2**20
     (tmp_path / "bomb.npz").write_bytes(bomb)
+    tracemalloc.start()
     with pytest.raises(FileFormatError, match="world_to_camera has shape"):
         load_cameras(tmp_path / "bomb.npz")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2**26  # the limit of one array is 13 MB
 
 
 @pytest.mark.parametrize("name", ["tum", "realestate10k", "colmap"])
