@@ -96,7 +96,7 @@ def save_depth_frames(
 def _to_steps(depth: Float[Tensor, "height width"], unit_m: float) -> np.ndarray:
     if not unit_m > 0:
         raise ValueError(f"unit_m is {unit_m}; expected metres per step, such as 0.001.")
-    depth = depth.detach().double().cpu()
+    depth = depth.detach().cpu().double()
     steps = torch.where(depth.isfinite() & (depth > 0), depth / unit_m, 0).round()
     if steps.max() > 65535:
         raise ValueError(

@@ -46,7 +46,7 @@ def load_image(
             raise FileFormatError(
                 f"{path} holds floating-point values, as depth maps do; expected colours."
             )
-        if not image.has_transparency_data:
+        if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
             return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
         rgba = torch.from_numpy(np.array(image.convert("RGBA"))).float() / 255
         return rgba[..., :3] * rgba[..., 3:] + background * (1 - rgba[..., 3:])

@@ -53,6 +53,7 @@ SIGMA_PER_SPACING = 0.6
 """Standard deviation of a Gaussian over the distance to its neighbour. Midway between four
 neighbours, they cover 1 - (1 - 0.99 exp(-0.5 / (2 * 0.6^2)))^4 = 93 % of what lies behind."""
 
+_CPU = torch.device("cpu")
 _COMMENT = "More4D world: OpenCV axes, +x right, +y down, +z forward"
 
 
@@ -71,7 +72,7 @@ class FramePoints:
 
 
 def frame_points(scene: Scene4D, frame: int) -> FramePoints:
-    """Return the points of one frame that are there to be drawn."""
+    """Return the points of one frame that are there to be drawn, on the CPU."""
     points = _point_frames(scene, frame)
     shown = points.usable[0] & points.positions[0].isfinite().all(-1)
     return FramePoints(
@@ -85,14 +86,13 @@ def point_spacing(scene: Scene4D, frame: int) -> Float[Tensor, " point"]:
     0 for points that are not shown, or that the source camera cannot have seen.
     """
     points = _point_frames(scene, frame)
-    surface = surface_of(points, first_spacing(scene, points.positions.device))
+    surface = surface_of(points, first_spacing(scene, _CPU))
     measured = surface.spacing[0].isfinite() & (surface.spacing[0] > 0)
     return surface.spacing[0].where(points.usable[0] & measured, 0.0)
 
 
 def _point_frames(scene: Scene4D, frame: int) -> PointFrames:
-    device = scene.points.positions.device
-    return point_frames(scene, slice(frame, frame + 1), device, draw_unseen=False)
+    return point_frames(scene, slice(frame, frame + 1), _CPU, draw_unseen=False)
 
 
 def save_ply(path: str | os.PathLike[str], scene: Scene4D, *, frame: int = 0) -> None:
@@ -153,7 +153,7 @@ def _point_rows(scene: Scene4D, frame: int) -> np.ndarray:
 
 def _gaussian_rows(scene: Scene4D, frame: int) -> np.ndarray:
     points = _point_frames(scene, frame)
-    surface = surface_of(points, first_spacing(scene, points.positions.device))
+    surface = surface_of(points, first_spacing(scene, _CPU))
     gaussians = gaussians_of(points, surface, SIGMA_PER_SPACING)
     shown = gaussians.opacities[0] > 0
     variances, axes = torch.linalg.eigh(gaussians.covariances[0][shown].double())

@@ -189,7 +189,7 @@ def _encode_motion(
 ) -> tuple[Tensor, float]:
     # Frame by frame, twice: a frame fits the processor's cache, all frames do not.
     largest = max(_largest_finite(frame - first) for frame in positions)
-    scale, extent = _power_of_two_scale(largest), _extent(first)
+    scale, extent = _power_of_two_scale(largest), _extent(first.cpu())
     if extent > 0 and scale * 2**-25 > extent * 2**-20:
         _log.info(
             "Motion is stored as float32: its largest value, %.3g, is so far beyond the size of "

@@ -83,13 +83,13 @@ def _frame_values(scene: Scene4D, frame: int) -> _FrameValues:
             widths=spacing[shown.shown],
             colors=linear_from_srgb(shown.colors),
         )
-    positions = points.positions[frame]
+    positions = points.positions[frame].cpu()
     finite = positions.isfinite().all(-1, keepdim=True)
-    parked = points.positions[0].nan_to_num(0.0, 0.0, 0.0)  # unseen, but USD wants a number
+    parked = points.positions[0].cpu().nan_to_num(0.0, 0.0, 0.0)  # unseen, but USD wants a number
     return _FrameValues(
         positions=to_usd_axes(torch.where(finite, positions, parked)),
         widths=torch.where(shown.shown, spacing, 0.0),
-        colors=linear_from_srgb(points.colors) if frame == 0 else None,
+        colors=linear_from_srgb(points.colors.cpu()) if frame == 0 else None,
     )
 
 
@@ -108,9 +108,9 @@ def _write_camera(camera: Any, cameras: Cameras) -> None:
     """Write the source cameras; a film 36 mm wide stands for the width of the image."""
     pxr = _pxr()
     flip = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
-    to_world = flip @ cameras.camera_to_world.double().cpu() @ flip
+    to_world = flip @ cameras.camera_to_world.cpu().double() @ flip
     transform = camera.AddTransformOp()
-    for frame, K in enumerate(cameras.intrinsics.double().cpu().tolist()):
+    for frame, K in enumerate(cameras.intrinsics.cpu().double().tolist()):
         mm_per_px = _APERTURE_MM / cameras.width
         height_mm = mm_per_px * cameras.height * K[0][0] / K[1][1]
         # USD has row vectors: points are multiplied from the left.
