@@ -129,7 +129,7 @@ class SyntheticWorld:
         )
 
     def poses(self, times_s: Float[Tensor, "frame"]) -> Float[Tensor, "frame object 4 4"]:
-        """Object frame (metres) to world; a rotation times a scale, and a translation. float64."""
+        """Object frame (metres) to world; affine, without stretch a similarity. float64."""
         stage = object_to_stage([o.motion for o in self.objects], times_s)
         return self.camera_motion.stage_to_world() @ stage
 

@@ -2,7 +2,7 @@
 
 import colorsys
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,9 +66,15 @@ def color(hue: float, saturation: float, value: float) -> Vector:
     return colorsys.hsv_to_rgb(hue % 1, saturation, value)
 
 
-def vivid_texture(dice: Dice, hue: float, size_m: float) -> Texture:
+PATTERNS = (Pattern.CHECKER, Pattern.STRIPES, Pattern.DOTS, Pattern.MARBLE)
+"""What `vivid_texture` chooses from unless told."""
+
+
+def vivid_texture(
+    dice: Dice, hue: float, size_m: float, patterns: Sequence[Pattern] = PATTERNS
+) -> Texture:
     """Two tones about a hue, with two to four waves across `size_m`."""
-    pattern = Pattern(dice.below(len(Pattern)))
+    pattern = patterns[dice.below(len(patterns))]
     other = hue + dice.between(0.06, 0.14) * dice.sign()
     waves = dice.between(1.2, 2.0) * (1.6 if pattern == Pattern.STRIPES else 1.0)
     return Texture(

@@ -80,7 +80,7 @@ def random_layout(
     dice = Dice(seed)
     setting = setting or SETTINGS[dice.below(len(SETTINGS))]
     base_hue = dice.between(0, 1)
-    objects = _room(dice, base_hue) if setting == "room" else _landscape(dice)
+    objects = room(dice, base_hue) if setting == "room" else landscape(dice)
     lanes, columns = dice.order(num_objects), dice.order(num_objects)
     for number in range(num_objects):
         z = _NEAREST_M + (_FARTHEST_M - _NEAREST_M) * (lanes[number] + 0.5) / num_objects
@@ -98,9 +98,9 @@ def random_layout(
     speed = (1.0 if moving_camera else 0.0) / duration_s
     return Layout(
         objects=tuple(objects),
-        sky=_sky(dice),
+        sky=sky_texture(dice),
         light=(light[0], light[1], light[2]),
-        waves=_waves(dice),
+        waves=marble_waves(dice),
         camera_motion=CameraMotion(
             position=(0.0, -1.55, 0.0),
             target=(0.0, -0.62, 4.6),
@@ -148,7 +148,8 @@ def _plane(
     )
 
 
-def _room(dice: Dice, hue: float) -> list[SyntheticObject]:
+def room(dice: Dice, hue: float) -> list[SyntheticObject]:
+    """Six planes: a floor, a ceiling and four walls; at least 7.2 m wide and 3 m high."""
     half_width, height, near, far = dice.between(3.6, 4.4), dice.between(3.0, 3.4), -3.0, 8.0
     middle, half_length = (near + far) / 2, (far - near) / 2
     wall_hue = hue + dice.between(0.4, 0.6)
@@ -185,7 +186,8 @@ def _room(dice: Dice, hue: float) -> list[SyntheticObject]:
     ]
 
 
-def _landscape(dice: Dice) -> list[SyntheticObject]:
+def landscape(dice: Dice) -> list[SyntheticObject]:
+    """A ground and a ring of hills."""
     hue = dice.between(0.08, 0.36)
     ground = Texture(
         pattern=(Pattern.CHECKER, Pattern.MARBLE, Pattern.DOTS)[dice.below(3)],
@@ -223,7 +225,8 @@ def _landscape(dice: Dice) -> list[SyntheticObject]:
     return objects
 
 
-def _sky(dice: Dice) -> Texture:
+def sky_texture(dice: Dice) -> Texture:
+    """Clouds of one of four moods."""
     hue = (0.56, 0.6, 0.05, 0.75)[dice.below(4)]
     return Texture(
         pattern=Pattern.MARBLE,
@@ -235,7 +238,7 @@ def _sky(dice: Dice) -> Texture:
     )
 
 
-def _waves(dice: Dice) -> tuple[Vector, ...]:
+def marble_waves(dice: Dice) -> tuple[Vector, ...]:
     """Three gentle waves that bend space, then six whose sum is the marble."""
     direction = torch.nn.functional.normalize(dice.vectors(9), dim=-1)
     length = direction.new_tensor([0.5, 0.6, 0.7, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5])

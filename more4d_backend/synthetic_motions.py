@@ -18,7 +18,7 @@ Vector = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Motion:
-    """Rigid motion, with uniform growth, of one object; at rest unless told.
+    """Motion of one object, rigid but for growth and stretching; at rest unless told.
 
     The pose at time t scales and rotates about `pivot` and puts that point at `position`, plus
     what moves the position. All oscillations of an object share `frequency_hz` and `phase_rad`.
@@ -57,8 +57,12 @@ class Motion:
     pulse: float = 0.0
     """Amplitude of a breathing of the logarithm of the size."""
 
+    stretch: Vector = (0.0, 0.0, 0.0)
+    """Amplitudes of a breathing of the logarithm of the size along the object's own axes: what
+    makes it soft. Parts that it carries are stretched with it."""
+
     frequency_hz: float = 0.0
-    """Of sway, bounce, swing and pulse."""
+    """Of sway, bounce, swing, pulse and stretch."""
 
     phase_rad: float = 0.0
     """Where in the oscillation time 0 is."""
@@ -70,7 +74,7 @@ class Motion:
 def object_to_stage(
     motions: Sequence[Motion], times_s: Float[Tensor, "frame"]
 ) -> Float[Tensor, "frame object 4 4"]:
-    """Pose of every object at every time: a rotation times a scale, and a translation. float64."""
+    """Pose of every object at every time: affine, without stretch a similarity. float64."""
 
     def stacked(name: str) -> Tensor:
         return torch.tensor([getattr(m, name) for m in motions], dtype=torch.float64)
@@ -89,6 +93,7 @@ def object_to_stage(
     resting = matrix_from_quaternion_wxyz(stacked("quaternion_wxyz"))
     size = torch.exp(stacked("growth_per_s") * t + stacked("pulse") * wave)
     scaled = matrix_from_quaternion_wxyz(turn) @ resting * size[..., None, None]
+    scaled = scaled * torch.exp(stacked("stretch") * wave[..., None])[..., None, :]
     local = rigid(scaled, position - torch.einsum("foij,oj->foi", scaled, stacked("pivot")))
 
     poses: list[Tensor] = []

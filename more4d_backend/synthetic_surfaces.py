@@ -40,6 +40,7 @@ class Pattern(IntEnum):
     STRIPES = 1
     DOTS = 2
     MARBLE = 3
+    NOISE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +216,16 @@ def _albedo(
     slant = q.new_tensor([0.8, 0.5, 0.33])
     raw = torch.where(pattern == Pattern.STRIPES, (q @ slant)[..., None].sin(), raw)
     raw = torch.where(pattern == Pattern.DOTS, sines.square().prod(-1, keepdim=True) * 3 - 1, raw)
+    raw = torch.where(pattern == Pattern.NOISE, _noise(q, waves[3:]), raw)
     value = 0.85 * torch.tanh(raw * sharpness) + 0.15 * marble
     value = value / (1 + (metres.norm(dim=-1, keepdim=True) / fade_m) ** 4)
     return torch.lerp(low, high, 0.5 + 0.5 * value)
+
+
+def _noise(q: Float[Tensor, "*batch 3"], waves: Tensor) -> Float[Tensor, "*batch 1"]:
+    """Four octaves of the marble's waves, each in other axes: irregular, without direction."""
+    total = torch.zeros_like(q[..., :1])
+    for octave in range(4):
+        turned = q.roll(octave, dims=-1) * 1.9**octave + octave
+        total = total + (turned @ waves.T).sin().mean(-1, keepdim=True) * 0.75**octave
+    return total * 1.2
