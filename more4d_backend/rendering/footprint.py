@@ -15,12 +15,15 @@ _HALF = 0.55
 leave pinholes (a third as many on an indoor sensor photo seen from half of the distance). What
 overlaps shows the same picture twice, because colour is read from the grid between points."""
 
+_OVERLAP_PX = 0.01  # closes what rounding opens between boxes of one and the same size
+_ONE_PIXEL = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprints:
     """A box around each point, in pixels from it.
 
-    A side of half a pixel or less ends with the pixel that the point falls on.
+    Sides are at least 0.5, which is exactly as far as the pixel that the point falls on.
     """
 
     left: Float[Tensor, "frame point"]
@@ -41,16 +44,16 @@ class LocalMap:
     """How the picture moves along the grid of points, around each point."""
 
     right_x: Float[Tensor, "frame point"]
-    """Pixels in x for one step to the right; 0 where the point is joined to neither side."""
+    """Pixels in x for two steps to the right; 0 where the point is joined to neither side."""
 
     right_y: Float[Tensor, "frame point"]
-    """Pixels in y for one step to the right."""
+    """Pixels in y for two steps to the right."""
 
     down_x: Float[Tensor, "frame point"]
-    """Pixels in x for one step down."""
+    """Pixels in x for two steps down."""
 
     down_y: Float[Tensor, "frame point"]
-    """Pixels in y for one step down."""
+    """Pixels in y for two steps down."""
 
     right: Bool[Tensor, "frame point"]
     """True where the point and its right neighbour are on one surface, and both drawn."""
@@ -59,50 +62,37 @@ class LocalMap:
     """True where the point and the neighbour below are on one surface, and both drawn."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Steps:
-    """Steps along one direction of the grid, in pixels; 0 where the neighbour is not joined."""
-
-    next_x: Float[Tensor, "frame point"]
-    next_y: Float[Tensor, "frame point"]
-    previous_x: Float[Tensor, "frame point"]
-    previous_y: Float[Tensor, "frame point"]
-    joined_next: Bool[Tensor, "frame point"]
-    joined_previous: Bool[Tensor, "frame point"]
-
-
 def grid_footprints(
     view: PointsInView, joins: Joins, grid_width: int, max_footprint_px: float
 ) -> tuple[Footprints, LocalMap]:
     """Footprints from the projected neighbours: the box around half of each step.
 
-    Points at depth edges keep a single pixel; their neighbours inside the surface reach all the
-    way to that pixel, so that no gap opens between. Where a neighbour is missing, the footprint
-    is as wide as on the other side. A box, because noise in depth lets tight cells part and
-    crack; and the steps of both directions add up, because under roll each alone is too short.
+    Points at depth edges keep a single pixel; the points beside them on the same surface reach up
+    to that pixel, so that no gap opens between. Where a neighbour is missing, the footprint is as
+    wide as on the other side. A box, because noise in depth lets tight cells part and crack; and
+    the steps of both directions add up, because under roll each alone is too short.
     """
-    along = _steps(view, joins.right, 1)
-    across = _steps(view, joins.down, grid_width)
-    low_x, high_x, low_y, high_y = _extent(along, joins.edge, 1)
-    extent = _extent(across, joins.edge, grid_width)
-    for side, other in zip((low_x, high_x, low_y, high_y), extent, strict=True):
-        side.add_(other)
-    limit = max_footprint_px / 2
-    footprints = Footprints(
-        left=low_x.neg_().clamp_(max=limit),
-        right=high_x.clamp_(max=limit),
-        up=low_y.neg_().clamp_(max=limit),
-        down=high_y.clamp_(max=limit),
+    along = _joined(view, joins.right, 1)
+    across = _joined(view, joins.down, grid_width)
+    right_x, low_x, high_x = _steps(view.x, along, 1)
+    down_x, low, high = _steps(view.x, across, grid_width)
+    low_x.add_(low)
+    high_x.add_(high)
+    right_y, low_y, high_y = _steps(view.y, along, 1)
+    down_y, low, high = _steps(view.y, across, grid_width)
+    low_y.add_(low)
+    high_y.add_(high)
+    left, right, up, down = (
+        _side(reach, joins, max_footprint_px / 2)
+        for reach in (low_x.neg_(), high_x, low_y.neg_(), high_y)
     )
-    right_x, right_y = _mean_step(along)
-    down_x, down_y = _mean_step(across)
-    return footprints, LocalMap(
+    return Footprints(left=left, right=right, up=up, down=down), LocalMap(
         right_x=right_x,
         right_y=right_y,
         down_x=down_x,
         down_y=down_y,
-        right=along.joined_next,
-        down=across.joined_next,
+        right=along[:, 1:],
+        down=across[:, grid_width:],
     )
 
 
@@ -110,73 +100,45 @@ def round_footprints(
     view: PointsInView, surface: Surface, cameras: Cameras, max_footprint_px: float
 ) -> Footprints:
     """Footprints of points without a grid: their spacing, as if the surface faced the camera."""
-    half = surface.spacing * (focal_px(cameras, view.depth.device) / 2) / view.depth
-    half = half.masked_fill_(~view.drawn, 0.0).clamp_(0.0, max_footprint_px / 2)
+    spacing_px = surface.spacing * focal_px(cameras, view.depth.device) / view.depth
+    half = spacing_px.mul_(_HALF).masked_fill_(~view.drawn, _ONE_PIXEL)
+    half = half.clamp_(_ONE_PIXEL, max_footprint_px / 2)
     return Footprints(left=half, right=half, up=half, down=half)
 
 
-def _steps(view: PointsInView, linked: Bool[Tensor, "#frame point"], offset: int) -> _Steps:
-    joined = linked & view.drawn
-    joined[:, :-offset] &= view.drawn[:, offset:]
-    following, previous = [], []
-    for values in (view.x, view.y):
-        ahead = torch.zeros_like(values)
-        torch.sub(values[:, offset:], values[:, :-offset], out=ahead[:, :-offset])
-        following.append(ahead.masked_fill_(~joined, 0.0))
-        previous.append(_shifted(ahead, offset).neg_())
-    return _Steps(
-        next_x=following[0],
-        next_y=following[1],
-        previous_x=previous[0],
-        previous_y=previous[1],
-        joined_next=joined,
-        joined_previous=_shifted(joined, offset),
-    )
+def _joined(
+    view: PointsInView, linked: Bool[Tensor, "#frame point"], offset: int
+) -> Bool[Tensor, "frame longer"]:
+    """Whether each point is joined to the next one, after `offset` times False.
+
+    So the first columns say the same about the previous point.
+    """
+    joined = torch.nn.functional.pad(linked & view.drawn, (offset, 0))
+    joined[:, offset:-offset] &= view.drawn[:, offset:]
+    return joined
 
 
-def _extent(
-    steps: _Steps, edge: Bool[Tensor, "#frame point"], offset: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lowest and highest offset in x, then in y, that belongs to the point."""
-    # What rolls around the end is not joined, so that its step is 0.
-    to_next = _reach(steps.next_x, steps.next_y, edge, edge.roll(-offset, 1))
-    to_previous = _reach(steps.previous_x, steps.previous_y, edge, edge.roll(offset, 1))
-    half = _HALF * ~edge
-    mirror_next, mirror_previous = half * ~steps.joined_next, half * ~steps.joined_previous
-    sides = []
-    for following, previous in (
-        (steps.next_x, steps.previous_x),
-        (steps.next_y, steps.previous_y),
-    ):
-        end = (following * to_next).addcmul_(previous, mirror_next, value=-1)
-        start = (previous * to_previous).addcmul_(following, mirror_previous, value=-1)
-        sides += [torch.minimum(end, start), torch.maximum(end, start, out=end)]
-    return sides[0], sides[1], sides[2], sides[3]
+def _steps(
+    values: Float[Tensor, "frame point"], joined: Bool[Tensor, "frame longer"], offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Twice the mean step to the next point; the lowest and the highest offset of a neighbour.
+
+    A missing neighbour is taken to be as far as the one on the other side.
+    """
+    steps = torch.zeros(joined.shape, device=values.device)
+    torch.sub(values[:, offset:], values[:, :-offset], out=steps[:, offset:-offset])
+    steps.masked_fill_(~joined, 0.0)
+    ahead, behind = steps[:, offset:], steps[:, :-offset]
+    to_next = torch.where(joined[:, offset:], ahead, behind)
+    to_previous = torch.where(joined[:, :-offset], behind, ahead).neg_()
+    low, high = torch.minimum(to_next, to_previous), torch.maximum(to_next, to_previous)
+    return to_next.sub_(to_previous), low, high
 
 
-def _reach(
-    step_x: Float[Tensor, "frame point"],
-    step_y: Float[Tensor, "frame point"],
-    edge: Bool[Tensor, "#frame point"],
-    to_edge: Bool[Tensor, "#frame point"],
+def _side(
+    reach: Float[Tensor, "frame point"], joins: Joins, limit: float
 ) -> Float[Tensor, "frame point"]:
-    """Share of a step that belongs to the point: half, or up to the pixel of an edge point."""
-    length = torch.maximum(step_x.abs(), step_y.abs())
-    up_to_pixel = (1 - 0.5 / length).clamp_(min=_HALF)
-    return torch.where(to_edge, up_to_pixel, _HALF) * ~edge
-
-
-def _mean_step(steps: _Steps) -> tuple[Float[Tensor, "frame point"], Float[Tensor, "frame point"]]:
-    """Step to the next point in x and y, averaged over the sides that are joined."""
-    sides = steps.joined_next.to(torch.float32).add_(steps.joined_previous).clamp_(min=1)
-    return (
-        (steps.next_x - steps.previous_x).div_(sides),
-        (steps.next_y - steps.previous_y).div_(sides),
-    )
-
-
-def _shifted(values: Tensor, offset: int) -> Tensor:
-    """What the previous point has; zero or False for the first."""
-    shifted = torch.zeros_like(values)
-    shifted[:, offset:] = values[:, :-offset]
-    return shifted
+    """Side of a footprint, from the distance to its neighbours on that side."""
+    up_to_pixel = torch.maximum(reach - _ONE_PIXEL, reach * _HALF)
+    side = torch.where(joins.beside_edge, up_to_pixel, reach.mul_(_HALF))
+    return side.add_(_OVERLAP_PX).clamp_(max=limit).masked_fill_(joins.edge, 0.0).clamp_(_ONE_PIXEL)

@@ -29,6 +29,7 @@ _OTHER_BYTES = 2**30
 _SHARE_OF_FREE = 0.6
 
 
+@torch.no_grad()
 def render(
     scene: Scene4D,
     cameras: Cameras,
@@ -58,18 +59,18 @@ def render(
     size = (cameras.num_frames, cameras.height, cameras.width)
     output = None
     for start in range(0, cameras.num_frames, step):
-        now = slice(start, start + step)
+        now = slice(start, min(start + step, cameras.num_frames))
         of_scene = slice(0, 1) if scene.num_frames == 1 else now
         points = point_frames(scene, of_scene, device, draw_unseen=settings.draw_unseen)
-        chunk = _render_frames(points, cameras.frames(now), spacing, settings)
-        if chunk.num_frames == cameras.num_frames:
-            output = chunk
+        if step >= cameras.num_frames:
+            output = _render_frames(points, cameras, spacing, settings)
         else:
+            chunk = _render_frames(points, cameras.frames(now), spacing, settings)
             output = output or _empty_output(size, device)
             output.rgb[now], output.depth[now] = chunk.rgb, chunk.depth
             output.alpha[now] = chunk.alpha
         if progress is not None:
-            progress(min(start + step, cameras.num_frames), cameras.num_frames)
+            progress(now.stop, cameras.num_frames)
     assert output is not None
     return output
 

@@ -98,7 +98,7 @@ def _place_on_grid(
     dx = (pixel % cameras.width + 0.5) - view.x.gather(1, winner)
     dy = (pixel // cameras.width + 0.5) - view.y.gather(1, winner)
     area = right_x * down_y - right_y * down_x
-    inverse = (1 / area).masked_fill_(area.abs() < _SMALLEST_AREA_PX2, 0.0)
+    inverse = (2 / area).masked_fill_(area.abs() < _SMALLEST_AREA_PX2, 0.0)  # of two steps each
     to_right = (dx * down_y).sub_(dy * down_x).mul_(inverse).clamp_(-1, 1)
     to_down = (right_x * dy).sub_(right_y * dx).mul_(inverse).clamp_(-1, 1)
     return to_right, to_down

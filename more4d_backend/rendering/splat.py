@@ -21,8 +21,6 @@ from .view import PointFrames, PointsInView
 from .zbuffer import ZBuffer, z_buffer
 
 _FRAGMENTS_AT_ONCE = 2**24  # about 1.5 GB; more are drawn part by part, with the same result
-_OVERLAP_PX = 0.01  # closes what rounding opens between boxes that meet exactly
-_ONE_PIXEL = 0.5
 
 
 def splat(
@@ -56,9 +54,9 @@ def draw_footprints(
     frames, num_points = view.depth.shape
     device = view.depth.device
     num_pixels = cameras.height * cameras.width
-    corner, num_x = _pixels_covered(view.x, footprints.left, footprints.right, cameras.width)
+    first_x, num_x = _pixels_covered(view.x, footprints.left, footprints.right, cameras.width)
     first_y, area = _pixels_covered(view.y, footprints.up, footprints.down, cameras.height)
-    corner.add_(first_y.mul_(cameras.width))
+    corner = first_y.mul_(cameras.width).add_(first_x)
     area.mul_(num_x).masked_fill_(~view.drawn, 0)
     number = torch.arange(num_points, device=device)
     single = area == 1
@@ -86,16 +84,13 @@ def _pixels_covered(
     after: Float[Tensor, "frame point"],
     size: int,
 ) -> tuple[Int[Tensor, "frame point"], Int[Tensor, "frame point"]]:
-    """First pixel of the picture with its centre in [center - before, center + after]; how many.
+    """First pixel of the picture with its centre in (center - before, center + after]; how many.
 
-    A side of half a pixel or less ends with the pixel that the point falls on.
+    With 0.5 before and after, that is the one pixel that the centre falls into.
     """
-    own = center.floor()
-    first = (center - before).sub_(0.5 + _OVERLAP_PX).ceil_()
-    last = (center + after).sub_(0.5 - _OVERLAP_PX).floor_()
-    first = torch.where(before > _ONE_PIXEL, first, own).clamp_(0, size).to(torch.int32)
-    last = torch.where(after > _ONE_PIXEL, last, own).clamp_(-1, size - 1).to(torch.int32)
-    return first, last.sub_(first).add_(1).clamp_(min=0)
+    before_first = (center - before).sub_(0.5).floor_().clamp_(-1, size - 1).to(torch.int32)
+    last = (center + after).sub_(0.5).floor_().clamp_(-1, size - 1).to(torch.int32)
+    return before_first + 1, last.sub_(before_first)
 
 
 def _parts(large: Int[Tensor, "large"], area: Int[Tensor, "point"]) -> Iterator[Tensor]:

@@ -31,6 +31,9 @@ class Joins:
     edge: Bool[Tensor, "frame point"]
     """True where any of the four neighbours lies on another surface."""
 
+    beside_edge: Bool[Tensor, "frame point"]
+    """True where the point is joined to a point at an edge and is not itself at one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surface:
@@ -63,8 +66,13 @@ def surface_of(points: PointFrames, kept_spacing: Float[Tensor, "1 point"] | Non
     down[..., :-1, :] &= valid[..., 1:, :] & ~down_breaks[..., :-1, :]
     right[..., -1], down[..., -1, :] = False, False
     edge = touching(right_breaks, down_breaks)
-    right, down, edge = (mask.view(seen.drawn.shape) for mask in (right, down, edge))
-    return Surface(spacing=spacing, joins=Joins(right=right, down=down, edge=edge))
+    joins = Joins(
+        right=right.flatten(1),
+        down=down.flatten(1),
+        edge=edge.flatten(1),
+        beside_edge=(_joined_to(edge, right, down) & ~edge).flatten(1),
+    )
+    return Surface(spacing=spacing, joins=joins)
 
 
 def first_spacing(scene: Scene4D, device: torch.device) -> Float[Tensor, "1 point"] | None:
@@ -88,6 +96,20 @@ def focal_px(cameras: Cameras, device: torch.device) -> Float[Tensor, "frame 1"]
 def _face_on_spacing(seen: PointsInView, points: PointFrames) -> Float[Tensor, "frame point"]:
     stride = points.source.width / points.grid_hw[1] if points.grid_hw else 1.0
     return seen.depth * (stride / focal_px(points.source, seen.depth.device))
+
+
+def _joined_to(
+    marked: Bool[Tensor, "frame height width"],
+    right: Bool[Tensor, "frame height width"],
+    down: Bool[Tensor, "frame height width"],
+) -> Bool[Tensor, "frame height width"]:
+    """Mark the points that are joined to a marked one."""
+    joined = torch.zeros_like(marked)
+    joined[..., :-1] |= right[..., :-1] & marked[..., 1:]
+    joined[..., 1:] |= right[..., :-1] & marked[..., :-1]
+    joined[..., :-1, :] |= down[..., :-1, :] & marked[..., 1:, :]
+    joined[..., 1:, :] |= down[..., :-1, :] & marked[..., :-1, :]
+    return joined
 
 
 def _torn(

@@ -65,7 +65,9 @@ def point_frames(
     scene: Scene4D, frames: slice, device: torch.device, *, draw_unseen: bool
 ) -> PointFrames:
     """Bring some frames of a scene to the device, points on grids flattened row by row."""
-    points, source = scene.points.frames(frames), scene.cameras.frames(frames)
+    if frames != slice(0, scene.num_frames):  # a new Cameras is checked anew: 0.4 ms for 49 frames
+        scene = scene.frames(frames)
+    points = scene.points
     if isinstance(points, PointMaps):
         frames_count, height, width, _ = points.positions.shape
         shape = (frames_count, height * width)
@@ -80,7 +82,7 @@ def point_frames(
         usable=usable.to(device),
         colors=colors.to(device, torch.float32),
         grid_hw=grid_hw,
-        source=source,
+        source=scene.cameras,
         is_tracks=not isinstance(points, PointMaps),
     )
 
