@@ -126,6 +126,11 @@ def checked_inverse(path: Path, poses: Float[Tensor, "frame 4 4"]) -> Float[Tens
     return invert_rigid(poses)
 
 
+def exact_camera_to_world(cameras: Cameras) -> Float[Tensor, "frame 4 4"]:
+    """Camera-to-world in float64, so that writing and reading back rounds only once."""
+    return invert_rigid(cameras.world_to_camera.cpu().double())
+
+
 def warn_if_lost(cameras: Cameras, format_name: str, *, square: bool = False) -> None:
     """Log what a format cannot carry: skew, and with `square` also fx != fy and off-centre."""
     K = cameras.intrinsics.cpu().double()

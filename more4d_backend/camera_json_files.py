@@ -18,6 +18,7 @@ from .camera_file_parts import (
     CameraHints,
     checked_cameras,
     checked_inverse,
+    exact_camera_to_world,
     pinhole,
     warn_if_lost,
     whole_size,
@@ -88,7 +89,7 @@ def write_transforms(path: Path, cameras: Cameras, fps: float | None) -> None:
     The world stays ours (+y down), so that it fits point clouds that are written beside it.
     """
     warn_if_lost(cameras, "transforms.json")
-    poses = (cameras.camera_to_world.cpu().double() @ OPENGL_TO_OPENCV).tolist()
+    poses = (exact_camera_to_world(cameras) @ OPENGL_TO_OPENCV).tolist()
     lenses = [
         {"fl_x": k[0][0], "fl_y": k[1][1], "cx": k[0][2], "cy": k[1][2],
          "camera_angle_x": fov_from_focal(k[0][0], cameras.width)}
@@ -160,7 +161,7 @@ def load3d_from_cameras(
     centred principal point; anything else is logged and left out.
     """
     warn_if_lost(cameras, "LOAD3D_CAMERA", square=True)
-    poses = OPENGL_TO_OPENCV @ cameras.camera_to_world.cpu().double() @ OPENGL_TO_OPENCV
+    poses = OPENGL_TO_OPENCV @ exact_camera_to_world(cameras) @ OPENGL_TO_OPENCV
     positions, forward = poses[:, :3, 3], -poses[:, :3, 2]
     targets = positions + target_distance * forward
     quaternions_wxyz = quaternion_wxyz_from_matrix(poses[:, :3, :3])

@@ -16,6 +16,7 @@ from .camera_file_parts import (
     CameraHints,
     checked_cameras,
     checked_inverse,
+    exact_camera_to_world,
     number,
     pinhole,
     warn_if_lost,
@@ -169,7 +170,7 @@ def read_tum(path: Path, hints: CameraHints) -> Cameras:
 
 def write_tum(path: Path, cameras: Cameras, fps: float | None) -> None:
     """Write a TUM trajectory. Time stamps are seconds, or frame numbers without fps."""
-    poses = cameras.camera_to_world.cpu().double()
+    poses = exact_camera_to_world(cameras)
     quaternion_wxyz = quaternion_wxyz_from_matrix(poses[:, :3, :3])
     rows = torch.cat([poses[:, :3, 3], quaternion_wxyz[:, [1, 2, 3, 0]]], dim=-1).tolist()
     lines = ["# timestamp tx ty tz qx qy qz qw"]
