@@ -47,8 +47,10 @@ MAY_CHANGE = (
     "run.checkpoint_every",
     "run.checkpoints_kept",
     "run.validate_every",
+    "run.export_precision",
     "data.train",
     "data.validation",
+    "data.num_validation_samples",
     "data.num_workers",
 )
 """Settings that change no number of the training itself; all others must be as they were."""

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .samples import SampleError, TrainingBatch, TrainingSample, stack_samples
+from .settings import TrainerSettings
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +114,20 @@ class TrainingLoader:
         self.batch_size, self.rank, self.num_ranks = batch_size, rank, num_ranks
         self.num_workers = num_workers
         self.state = LoaderState(seed=seed, num_samples=num_samples, position=0)
+
+    @classmethod
+    def of_run(
+        cls, dataset: Dataset[TrainingSample], config: TrainerSettings, rank: int, num_ranks: int
+    ) -> "TrainingLoader":
+        """Prepare to read as a trainer's settings say."""
+        return cls(
+            dataset,
+            batch_size=config.run.batch_size,
+            seed=config.run.seed,
+            rank=rank,
+            num_ranks=num_ranks,
+            num_workers=config.data.num_workers,
+        )
 
     def resume(self, state: LoaderState) -> None:
         """Go to a place in the data; the next iteration starts there.

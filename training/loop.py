@@ -17,7 +17,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -117,8 +117,8 @@ class TrainingRun:
             weight_decay=settings.weight_decay,
         )
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        module = self.accelerator.unwrap_model(self.objective)
-        self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.module = self.accelerator.unwrap_model(self.objective)
+        self.trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.average = self._new_average()
         self._resume()
         self._start_records()
@@ -196,15 +196,31 @@ class TrainingRun:
                 file.write(line + "\n")
         self.accelerator.log(dict(metrics), step=self.step)
 
-    def trained_tensors(self) -> dict[str, Tensor]:
-        """Return the trained parameters, whole, on the CPU of rank 0; every rank must call.
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Have the objective in evaluation mode, with the running mean if there is one."""
+        self.objective.eval()
+        try:
+            with self.averaged():
+                yield
+        finally:
+            self.objective.train()
 
-        The running mean, inside `averaged()`.
+    def state_of(self, prefix: str) -> dict[str, Tensor]:
+        """Return what the objective holds under names that start with `prefix`, without it.
+
+        Whole, on the CPU of rank 0; every rank must call. Inside `averaged()`, the running mean.
         """
+        source = self.module.state_dict()
         if self.is_sharded:
-            state = cast(dict[str, Tensor], self.accelerator.get_state_dict(self.objective))
-            return {name: state[name] for name in self.trained if name in state}
-        return {name: p.detach().cpu() for name, p in self.trained.items()}
+            source = cast(dict[str, Tensor], self.accelerator.get_state_dict(self.objective))
+        named = {n.removeprefix(prefix): t for n, t in source.items() if n.startswith(prefix)}
+        return {name: tensor.detach().cpu() for name, tensor in named.items()}
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """Of the weights that the run writes for use."""
+        return torch.bfloat16 if self.settings.export_precision == "bf16" else torch.float32
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""

@@ -288,6 +288,10 @@ class TrainingBatch:
         """Number of samples."""
         return len(self.names)
 
+    def positions(self, index: int) -> Float[Tensor, "frame height width 3"]:
+        """World positions of the pixels of frame 0 of a sample over time, float32."""
+        return _positions(self.depth[index], self.motion[index], self.intrinsics[index, 0])
+
     def cameras(self, index: int) -> Cameras:
         """Return the source cameras of a sample."""
         return self._views(self.world_to_camera[index], self.intrinsics[index])
@@ -304,10 +308,9 @@ class TrainingBatch:
 
     def scene(self, index: int) -> Scene4D:
         """Return a sample as a scene of tracks."""
-        intrinsics = self.intrinsics[index, 0]
-        positions = _positions(self.depth[index], self.motion[index], intrinsics)
         image, visibility = self.video[index, 0], self.visibility[index]
-        return _scene(positions, image, visibility, self.cameras(index), self.fps[index])
+        positions, cameras = self.positions(index), self.cameras(index)
+        return _scene(positions, image, visibility, cameras, self.fps[index])
 
     def _views(self, world_to_camera: Tensor, intrinsics: Tensor) -> Cameras:
         height, width = self.depth.shape[1:]

@@ -36,6 +36,9 @@ class RunSettings:
     precision: Precision = "bf16"
     """Of the computation. Trained parameters and the optimiser are always float32."""
 
+    export_precision: Precision = "bf16"
+    """Of the final weights."""
+
     gradient_checkpointing: bool = True
     """Compute activations twice instead of keeping them: a third slower, far less memory."""
 

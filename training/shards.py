@@ -230,8 +230,15 @@ def _cameras(tensors: dict[str, Tensor], prefix: str, about: _About) -> Cameras:
 class ShardDataset(torch.utils.data.Dataset[TrainingSample]):
     """All samples of a folder of shards, by number."""
 
-    def __init__(self, folder: str | os.PathLike[str], size: SampleSize | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        size: SampleSize | None = None,
+        max_samples: int | None = None,
+    ) -> None:
         """List the samples of every `*.tar` in `folder`; bring each to `size` when it is read.
+
+        `max_samples` takes only the first ones, in the order of names.
 
         Raises:
             FileFormatError: no shard, or one that is truncated, foreign or of another version.
@@ -243,7 +250,8 @@ class ShardDataset(torch.utils.data.Dataset[TrainingSample]):
         # A name that starts with a point is a shard still being written.
         shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
         with ThreadPoolExecutor() as pool:
-            self._entries = [entry for part in pool.map(_entries, shards) for entry in part]
+            entries = [entry for part in pool.map(_entries, shards) for entry in part]
+        self._entries = entries[:max_samples]
         if not self._entries:
             raise FileFormatError(
                 f"The data folder {folder} holds {len(shards)} shards (*.tar) and no sample. "

@@ -223,9 +223,10 @@ def test_the_running_mean_is_used_inside_and_gone_after(stand_in, data, tmp_path
     run = stand_in.train(stand_in.config(data, tmp_path / "run", 6, ema_decay=0.9))
     before = {name: p.detach().clone() for name, p in run.trained.items()}
     with run.averaged():
-        inside = run.trained_tensors()
-        assert all(torch.equal(inside[n], run.trained[n]) for n in inside)
-        assert not torch.equal(inside["layer.weight"], before["layer.weight"])
+        inside = run.state_of("layer.")
+        assert inside.keys() == {"weight", "bias"}
+        assert torch.equal(inside["weight"], run.trained["layer.weight"])
+        assert not torch.equal(inside["weight"], before["layer.weight"])
     assert all(torch.equal(p, before[name]) for name, p in run.trained.items())
 
 

@@ -1,0 +1,32 @@
+"""The command line of every trainer: a recipe's name, then any of its settings."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from .recipes import RECIPES
+
+Config = TypeVar("Config")
+
+
+def parse_config(trainer: str, kind: type[Config], args: Sequence[str] | None = None) -> Config:
+    """Read a config from the command line; prepare the log.
+
+    The data is looked for in `data/train` and `data/validation` and the output goes to
+    `runs/<trainer>`, unless said otherwise.
+    """
+    try:
+        import tyro
+    except ImportError as e:
+        raise ImportError(f'Training needs tyro: pip install "more4d[training]" ({e}).') from e
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    choices = {
+        name: ((recipe.__doc__ or "").strip(), recipe(Path("data"), Path("runs") / trainer))
+        for name, recipe in RECIPES[trainer].items()
+    }
+    config = tyro.extras.overridable_config_cli(
+        choices, prog=f"python -m training.train_{trainer}", args=args
+    )
+    assert isinstance(config, kind)
+    return config

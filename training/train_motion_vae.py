@@ -1,0 +1,140 @@
+"""Train the motion VAE: adapters on both sides of a Wan VAE, and the VAE's decoder.
+
+    python -m training.train_motion_vae tiny --data.train D/train --data.validation D/validation
+    accelerate launch --num_processes 8 -m training.train_motion_vae own --run.output runs/vae
+    python -m training.train_motion_vae tiny --run.num-steps 3 --run.precision fp32  # CPU
+
+Writes `motion_vae.safetensors` to the output folder. Settings: `--help` after a recipe's name.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from more4d_backend.strag.motion_vae import MotionVAE
+from more4d_backend.weight_kinds import WeightKind
+
+from .command_line import parse_config
+from .export import export_weights
+from .loader import TrainingLoader
+from .loop import TrainingRun
+from .losses import divergence_loss, motion_loss, visibility_weight
+from .networks import PROFILES, motion_vae_to_train
+from .recipes import MotionVaeConfig
+from .samples import TrainingBatch
+from .shards import ShardDataset
+from .targets import normalized_motion
+from .validation import (
+    ValidationSet,
+    fixed_generator,
+    mean_metrics,
+    motion_picture,
+    save_pictures,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class MotionVaeObjective(nn.Module):
+    """Motion through the VAE and back, against what went in."""
+
+    def __init__(self, motion_vae: MotionVAE, divergence_weight: float) -> None:
+        super().__init__()
+        self.motion_vae = motion_vae
+        self.divergence_weight = divergence_weight
+
+    def forward(
+        self,
+        motion: Float[Tensor, "batch 3 frame height width"],
+        weight: Float[Tensor, "batch 1 frame height width"],
+        generator: torch.Generator,
+        *,
+        squared: bool = False,
+    ) -> Float[Tensor, "batch"]:
+        """Return the loss of each sample, per element of the motion."""
+        posterior = self.motion_vae.distribution(motion)
+        latent = self.motion_vae.standardize(posterior.sample(generator))
+        error = motion_loss(self.motion_vae.decode(latent), motion, weight, squared=squared)
+        divergence = divergence_loss(posterior.mean, posterior.logvar)
+        return error + self.divergence_weight * divergence / motion[0].numel()
+
+
+def train(config: MotionVaeConfig) -> Path:
+    """Train, and return the path of the weights."""
+    # 1. The run: devices, seeds, what to continue.
+    run = TrainingRun(config)
+    profile = PROFILES[config.profile]
+
+    # 2. The data.
+    dataset = ShardDataset(config.data.train, config.data.size, config.data.max_samples)
+    validation = ValidationSet(config.data)
+    loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
+
+    # 3. The network, its objective and its optimiser.
+    objective = MotionVaeObjective(motion_vae_to_train(config), config.divergence_weight)
+    run.prepare(objective, loader, {"motion_vae.vae.decoder.": config.decoder_learning_rate})
+
+    # 4. The loop.
+    for batch in run.batches():
+        motion = normalized_motion(batch, profile.motion)
+        weight = visibility_weight(batch.visibility, config.hidden_weight)
+        squared = run.step < config.squared_steps
+        run.update(
+            batch,
+            lambda m=motion, w=weight, s=squared: run.objective(m, w, run.generator(), squared=s),
+        )
+        if run.due(config.run.validate_every) and len(validation):
+            run.record(_validate(run, validation, config))
+
+    # 5. The weights.
+    path = run.output / "motion_vae.safetensors"
+    with run.averaged():
+        state = run.state_of("motion_vae.")
+        if run.is_main:
+            export_weights(
+                state, WeightKind.MOTION_VAE, path, dtype=run.export_dtype, profile=profile.name
+            )
+    run.close()
+    return path
+
+
+@torch.no_grad()
+def _validate(
+    run: TrainingRun, validation: ValidationSet, config: MotionVaeConfig
+) -> dict[str, float]:
+    """Loss with fixed noise, and the relative error R of the posterior's mode."""
+    metrics, pictures = [], {}
+    with run.evaluating():
+        for index, batch in enumerate(validation.samples(run.device)):
+            motion = normalized_motion(batch, PROFILES[config.profile].motion)
+            weight = visibility_weight(batch.visibility, config.hidden_weight)
+            loss = run.objective(motion, weight, fixed_generator(index, run.device))
+            decoded = _round_trip(run, motion)
+            metrics.append(
+                {"loss": float(loss), "relative_error": _relative_error(decoded, motion, batch)}
+            )
+            pictures[f"{batch.names[0]}: motion"] = motion_picture(motion[0], motion[0])
+            pictures[f"{batch.names[0]}: decoded"] = motion_picture(decoded[0], motion[0])
+    save_pictures(run, pictures)
+    return mean_metrics(metrics)
+
+
+def _round_trip(run: TrainingRun, motion: Tensor) -> Tensor:
+    model = run.module.get_submodule("motion_vae")
+    assert isinstance(model, MotionVAE)
+    with run.accelerator.autocast():
+        return model.decode(model.encode(motion)).float()
+
+
+def _relative_error(decoded: Tensor, motion: Tensor, batch: TrainingBatch) -> float:
+    """Sum of absolute errors over sum of absolute motion, where seen, after frame 0."""
+    seen = batch.visibility[:, None, 1:]
+    error = ((decoded - motion)[:, :, 1:].abs() * seen).sum()
+    return float(error / (motion[:, :, 1:].abs() * seen).sum().clamp_min(1e-12))
+
+
+if __name__ == "__main__":
+    print(train(parse_config("motion_vae", MotionVaeConfig)))

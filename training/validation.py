@@ -1,0 +1,74 @@
+"""What every trainer's validation shares: fixed samples, fixed noise, pictures in a folder."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from more4d_backend.contact_sheet import contact_sheet
+from more4d_backend.files import replacing
+
+from .loop import TrainingRun
+from .samples import TrainingBatch, stack_samples
+from .settings import DataSettings
+from .shards import ShardDataset
+
+NOISE_LEVELS = (0.2, 0.5, 0.8, 0.95)
+"""Noise levels at which validation losses are measured, always with the same noise."""
+
+
+class ValidationSet:
+    """The first samples of the validation folder, one by one, the same every time."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        """Open the folder, if the settings name one.
+
+        Raises:
+            FileFormatError, SampleError: the folder cannot be used.
+        """
+        folder = settings.validation
+        self._dataset = None if folder is None else ShardDataset(folder, settings.size)
+        self._wanted = settings.num_validation_samples
+
+    def __len__(self) -> int:
+        return 0 if self._dataset is None else min(self._wanted, len(self._dataset))
+
+    def samples(self, device: torch.device) -> Iterator[TrainingBatch]:
+        """Yield batches of one sample."""
+        for index in range(len(self)):
+            assert self._dataset is not None
+            yield stack_samples([self._dataset[index]]).to(device)
+
+
+def fixed_generator(index: int, device: torch.device) -> torch.Generator:
+    """Return a generator that depends on the sample's number alone."""
+    return torch.Generator(device).manual_seed(1_000_000 + index)
+
+
+def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average metrics over samples, under `validation/`; a NaN makes the mean NaN."""
+    return {
+        f"validation/{name}": sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]
+    }
+
+
+def save_pictures(
+    run: TrainingRun, videos: Mapping[str, Float[Tensor, "frame height width 3"]]
+) -> None:
+    """Write rows of frames to `validation/step-<step>.png` of the run, on rank 0."""
+    if not run.is_main:
+        return
+    folder = run.output / "validation"
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = contact_sheet({label: video.clamp(0, 1).cpu() for label, video in videos.items()})
+    with replacing(folder / f"step-{run.step:08d}.png") as temporary:
+        sheet.save(temporary)
+
+
+def motion_picture(
+    motion: Float[Tensor, "3 frame height width"], like: Float[Tensor, "3 frame height width"]
+) -> Float[Tensor, "frame height width 3"]:
+    """Show motion as colours: grey is none, full colour the largest of `like`."""
+    largest = like.abs().amax().clamp_min(1e-6)
+    return (0.5 + 0.5 * motion / largest).permute(1, 2, 3, 0)
