@@ -27,6 +27,7 @@ from ..scene import Cameras, PointTracks, Scene4D
 from ..text import TextEncoder, check_prompt
 from ..wan_pipeline import WanPipeline
 from .conditioning import StragCondition, clip_picture, encode_condition, perceived_picture
+from .edge_snapping import snap_motion_to_edges
 from .motion_perception import Guidance
 from .profile import RELEASED, StragWeightsProfile
 
@@ -61,6 +62,10 @@ class StragSettings:
 
     motion_perception: bool = True
     """Guide the blocks by image features; off only to see what they do."""
+
+    snap_to_edges: bool | None = None
+    """Sharpen the decoded motion along the edges of image and depth; None: as the weights'
+    profile says."""
 
     fps: float = 8.0
     """Frames per second of the scene; the released data has 8."""
@@ -150,6 +155,10 @@ class StragPipeline(WanPipeline):
                 "The motion VAE decoded NaN or infinity. Check that its weights are whole, and "
                 "use bfloat16 or float32 instead of float16."
             )
+        if self._snaps(settings):
+            normalized = snap_motion_to_edges(
+                normalized, fitted.image.to(normalized), fitted.depth.to(normalized)
+            )
         positions = denormalize_motion(normalized, start[0], fitted.camera, self.profile.motion)
         return _scene(positions, valid[0], fitted, settings.fps)
 
@@ -174,9 +183,15 @@ class StragPipeline(WanPipeline):
             return None
         picture = perceived_picture(fitted.image, self.profile).to(self.device)
         _, *latent_hw = latent_size(settings.num_frames, *settings.size_hw)
-        with self.using(self.transformer):
+        # Not the whole transformer: moving its other 33 GB here would be for nothing.
+        with self.using(self.strag.omnimae_extractor, self.strag.feature_adapter):
             features = self.strag.encode_image(picture, (latent_hw[0], latent_hw[1]))
         return Guidance(features=features, unguided_frame=self.profile.unguided_frame)
+
+    def _snaps(self, settings: StragSettings) -> bool:
+        if settings.snap_to_edges is None:
+            return self.profile.snap_to_edges
+        return settings.snap_to_edges
 
     def _velocity(
         self, condition: StragCondition, image_tokens: Tensor | None, guidance: Guidance | None

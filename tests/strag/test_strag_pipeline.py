@@ -232,3 +232,15 @@ def test_a_step_cache_of_an_earlier_run_changes_nothing():
     pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
     first, again = (generate(pipeline, seed=3).points.positions for _ in range(2))
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(("profile", "snaps"), [(RELEASED, False), (OWN, True)])
+def test_motion_snaps_to_edges_where_the_settings_or_else_the_profile_say(profile, snaps):
+    pipeline = make_pipeline(profile)
+
+    def positions(snap_to_edges):
+        settings = dataclasses.replace(SETTINGS, snap_to_edges=snap_to_edges)
+        return generate(pipeline, settings=settings).points.positions
+
+    assert not torch.equal(positions(True), positions(False))
+    assert torch.equal(positions(None), positions(snaps))
