@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from .camera_files import CAMERA_FORMATS, guess_camera_format, load_cameras
+from .camera_files import load_cameras
 from .camera_json_files import is_keyframe_file
 from .camera_keyframes import cameras_from_keyframes, load_keyframes
 from .camera_path_edits import CameraPathError, ease_path, rebase_path, retime_path
@@ -43,7 +43,7 @@ def path_from(
         return cameras_from_keyframes(
             keyframes, start, num_frames or 49, scene_scale=scene_scale(scene)
         )
-    path = _load_for(source, start)
+    path = load_cameras(source, like=start)
     path = rebase_path(path.resized(start.height, start.width), start, scale=settings.amplitude)
     if num_frames is not None and num_frames != path.num_frames:
         _log.info("%s has %d cameras; retimed to %d.", source, path.num_frames, num_frames)
@@ -67,17 +67,3 @@ def check_source(source: str) -> None:
 def source_label(source: str) -> str:
     """Short name of a source, for files and pictures made with it."""
     return Path(source).stem if Path(source).exists() else source
-
-
-def _load_for(source: str, start: Cameras) -> Cameras:
-    """Read a camera file; what its format does not carry is the input view's."""
-    file_format = guess_camera_format(source)
-    lacks = CAMERA_FORMATS[file_format].lacks
-    if lacks:
-        _log.info("%s carries no %s: the input view's are used.", source, " and no ".join(lacks))
-    return load_cameras(
-        source,
-        file_format=file_format,
-        size_hw=(start.height, start.width) if "size_hw" in lacks else None,
-        intrinsics=start.intrinsics[0] if "intrinsics" in lacks else None,
-    )

@@ -196,7 +196,7 @@ def check_rigid(transforms: Float[Tensor, "*batch 4 4"], name: str) -> None:
     Raises:
         GeometryError: names the first frame at fault and what is wrong with it.
     """
-    flat = transforms.detach().reshape(-1, 4, 4).double().cpu()
+    flat = transforms.detach().reshape(-1, 4, 4).cpu().double()
     if not flat.isfinite().all():
         raise GeometryError(f"{name} has a NaN or infinite entry; expected finite numbers.")
     gram = flat[:, :3, :3] @ flat[:, :3, :3].transpose(1, 2)
@@ -224,7 +224,7 @@ def check_intrinsics(intrinsics: Float[Tensor, "*batch 3 3"], height: int, width
     Raises:
         GeometryError: says which frame, and what the matrix looks like instead.
     """
-    flat = intrinsics.detach().reshape(-1, 3, 3).double().cpu()
+    flat = intrinsics.detach().reshape(-1, 3, 3).cpu().double()
     for frame, K in enumerate(flat):
         if frame == 0 or not torch.equal(K, flat[frame - 1]):
             _check_one_intrinsics(K, height, width, frame)

@@ -1,6 +1,7 @@
 """Which weight files a generation uses, and the loading of each pipeline when its stage comes."""
 
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -158,7 +159,7 @@ class FileModels:
         state = detect_device(self.request.device, self.request.dtype)
         sizes = run_sizes(
             denoiser=transformer,
-            vae=vaes[-1],
+            vae=nn.ModuleList(vaes),
             encoders=encoders,
             num_tokens=num_tokens,
             size_hw=size_hw,
@@ -216,9 +217,9 @@ def find_files(
 def cached_sha256(path: Path) -> str:
     """SHA-256 of a weight file, remembered in the user's cache by its path, size and time."""
     path = path.resolve()
-    if path.is_dir():
-        parts = sorted(p for p in path.iterdir() if p.is_file())
-        return "+".join(cached_sha256(part) for part in parts)
+    if path.is_dir():  # the released motion VAE: three parts, each in a folder of its own
+        parts = sorted(p for p in path.rglob("*") if p.is_file())
+        return hashlib.sha256("".join(map(cached_sha256, parts)).encode()).hexdigest()
     stat = path.stat()
     key = [stat.st_size, stat.st_mtime_ns]
     store = _cache_folder() / "sha256.json"
