@@ -50,7 +50,9 @@ def free_bytes(device: torch.device) -> int:
         used = torch.cuda.memory_allocated(device)
         limit = total
         if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # torch 2.7 and newer
-            limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+            # Unlike the others this one takes no device without a number.
+            index = torch.cuda.current_device() if device.index is None else device.index
+            limit = int(torch.cuda.get_per_process_memory_fraction(index) * total)
         return max(min(free + held, limit) - used, 0)
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()

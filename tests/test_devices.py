@@ -200,15 +200,19 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name, said):
         detect_device(name)
 
 
-def test_memory_that_torch_holds_in_reserve_and_a_cap_both_count(monkeypatch):
+@pytest.mark.parametrize(("name", "index"), [("cuda", 1), ("cuda:0", 0)])
+def test_memory_that_torch_holds_in_reserve_and_a_cap_both_count(monkeypatch, name, index):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * GIB, 100 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 20 * GIB)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     share = [1.0]
+    # As torch, which refuses a device without a number here, though not in the calls above.
+    shares = {index: lambda: share[0]}
     monkeypatch.setattr(
-        torch.cuda, "get_per_process_memory_fraction", lambda _: share[0], raising=False
+        torch.cuda, "get_per_process_memory_fraction", lambda i: shares[i](), raising=False
     )
-    device = torch.device("cuda")
+    device = torch.device(name)
     assert free_bytes(device) == 40 * GIB
     share[0] = 0.25
     assert free_bytes(device) == 5 * GIB
