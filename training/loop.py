@@ -179,6 +179,11 @@ class TrainingRun:
         seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
         return torch.Generator(self.device).manual_seed(seed)
 
+    @property
+    def is_new(self) -> bool:
+        """True before the first update."""
+        return self.step == 0
+
     def due(self, every: int) -> bool:
         """Whether something that happens every so many updates happens now."""
         finished = self.accelerator.sync_gradients
@@ -221,6 +226,15 @@ class TrainingRun:
     def export_dtype(self) -> torch.dtype:
         """Of the weights that the run writes for use."""
         return torch.bfloat16 if self.settings.export_precision == "bf16" else torch.float32
+
+    def refuse_sharded(self, why: str) -> None:
+        """Refuse FSDP and DeepSpeed ZeRO-3 where parameters are needed whole.
+
+        Raises:
+            SettingsError: parameters are split over ranks.
+        """
+        if self.is_sharded:
+            raise SettingsError(f"{why}, but parameters are split over ranks. Launch without.")
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""

@@ -30,7 +30,7 @@ from more4d_backend.weight_kinds import WeightKind, recognize
 from more4d_backend.weights import load_weights
 
 from .recipes import MotionVaeConfig, ProfileName, SizeName, StragConfig, VismConfig, WeightFiles
-from .settings import SettingsError
+from .settings import Precision, SettingsError
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -86,6 +86,11 @@ class _ByteTokens(nn.Module):
         super().__init__()
         for name, rows in (("byte", 256), ("place", TEXT_TOKENS)):
             self.register_buffer(name, 0.5 * torch.randn(rows, text_dim, generator=generator))
+
+
+def frozen_dtype(precision: Precision) -> torch.dtype:
+    """Return the dtype of networks that are only run: bfloat16 where the training computes so."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def rgb_vae(
@@ -231,8 +236,7 @@ def vism_to_train(config: VismConfig) -> "WanTransformer3DModel":
     from more4d_backend.vism.lora import add_lora
 
     base = _base(config.weights, config.size, "fun-inp")
-    frozen_dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
-    dtype = torch.float32 if config.mode == "full" else frozen_dtype
+    dtype = torch.float32 if config.mode == "full" else frozen_dtype(config.run.precision)
     if base is None:
         with _seeded(config.run.seed, "4D-ViSM transformer"):
             model = _cast(WanTransformer3DModel(**VISM_SIZES[config.size].config()), dtype)

@@ -76,6 +76,8 @@ def train(config: MotionVaeConfig) -> Path:
     # 3. The network, its objective and its optimiser.
     objective = MotionVaeObjective(motion_vae_to_train(config), config.divergence_weight)
     run.prepare(objective, loader, {"motion_vae.vae.decoder.": config.decoder_learning_rate})
+    if run.is_new and len(validation):
+        run.record(_validate(run, validation, config))
 
     # 4. The loop.
     for batch in run.batches():

@@ -1,0 +1,244 @@
+"""Train 4D-STraG: motion latents by flow matching, guided by image, depth and text.
+
+    python -m training.train_strag tiny --data.train D/train --data.validation D/validation
+    accelerate launch --config_file training/accelerate/fsdp.yaml -m training.train_strag own
+    python -m training.train_strag tiny --run.num-steps 3 --run.precision fp32  # CPU
+
+Writes `strag.safetensors` to the output folder. Settings: `--help` after a recipe's name.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from more4d_backend.sampling import NUM_TRAIN_TIMESTEPS
+from more4d_backend.strag.conditioning import clip_picture, encode_condition, perceived_picture
+from more4d_backend.strag.motion_perception import Guidance
+from more4d_backend.strag.profile import StragWeightsProfile
+from more4d_backend.strag.transformer import StragTransformer
+from more4d_backend.weight_kinds import WeightKind
+
+from . import networks
+from .command_line import parse_config
+from .conditions import FrozenEncoders, dropped
+from .export import export_weights
+from .loader import TrainingLoader
+from .loop import TrainingRun
+from .losses import (
+    add_noise,
+    at_latent_size,
+    flow_matching_loss,
+    stratified_noise_levels,
+    visibility_weight,
+)
+from .recipes import StragConfig
+from .samples import TrainingBatch
+from .shards import ShardDataset
+from .strag_validation import generated_motion
+from .targets import normalized_motion
+from .validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, save_pictures
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+    from more4d_backend.strag.motion_vae import MotionVAE
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StragInputs:
+    """What the transformer is given of a batch, besides noise."""
+
+    latent: Float[Tensor, "batch 16 latent_frame latent_height latent_width"]
+    """Motion, clean."""
+
+    channels: Float[Tensor, "batch 48 latent_frame latent_height latent_width"]
+    """Control, zeros, depth."""
+
+    reference_latent: Float[Tensor, "batch 16 latent_height latent_width"]
+    """Leads the video."""
+
+    picture: Float[Tensor, "batch 3 height width"]
+    """What motion perception sees, in [0, 1]."""
+
+    text: Float[Tensor, "batch 512 text_dim"]
+    """Text tokens."""
+
+    image_tokens: Float[Tensor, "batch token token_dim"] | None
+    """CLIP's tokens, for sizes that have them."""
+
+    weight: Float[Tensor, "batch 1 latent_frame latent_height latent_width"]
+    """How much each place counts."""
+
+
+class StragObjective(nn.Module):
+    """The transformer's velocity against the true one."""
+
+    def __init__(self, transformer: StragTransformer, config: StragConfig) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.unguided_frame = networks.PROFILES[config.profile].unguided_frame
+        self.motion_perception = config.ablation.motion_perception
+        self.max_error = config.max_error
+
+    def forward(
+        self, inputs: StragInputs, sigma: Float[Tensor, "batch"], noise: Tensor
+    ) -> Float[Tensor, "batch"]:
+        """Return the loss of each sample."""
+        guidance = None
+        if self.motion_perception:
+            latent_hw = inputs.latent.shape[-2], inputs.latent.shape[-1]
+            features = self.transformer.encode_image(inputs.picture, latent_hw)
+            guidance = Guidance(features=features, unguided_frame=self.unguided_frame)
+        noisy = add_noise(inputs.latent, noise, sigma)
+        velocity = self.transformer(
+            hidden_states=torch.cat([noisy, inputs.channels], dim=1),
+            timestep=NUM_TRAIN_TIMESTEPS * sigma,
+            encoder_hidden_states=inputs.text,
+            encoder_hidden_states_image=inputs.image_tokens,
+            reference_latent=inputs.reference_latent,
+            guidance=guidance,
+            return_dict=False,
+        )[0]
+        return flow_matching_loss(
+            velocity, inputs.latent, noise, inputs.weight, max_error=self.max_error
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StragGiven:
+    """The frozen networks, and what lies between the data and the transformer."""
+
+    config: StragConfig
+    """The recipe."""
+
+    profile: StragWeightsProfile
+    """Its conventions."""
+
+    vae: "AutoencoderKLWan"
+    """Encodes pictures."""
+
+    motion_vae: "MotionVAE"
+    """Encodes motion."""
+
+    encoders: FrozenEncoders
+    """Text and image tokens."""
+
+    @classmethod
+    def load(cls, config: StragConfig, device: torch.device) -> "StragGiven":
+        """Load the frozen networks onto the device."""
+        profile, files, seed = networks.PROFILES[config.profile], config.weights, config.run.seed
+        dtype = networks.frozen_dtype(config.run.precision)
+        vae = networks.rgb_vae(files, config.size, seed=seed, dtype=dtype)
+        motion_vae = networks.motion_vae(files, config.size, profile, seed=seed, dtype=dtype)
+        for module in (vae, motion_vae):
+            nn.Module.to(module, device)
+        encoders = FrozenEncoders.load(files, config.size, seed=seed, dtype=dtype, device=device)
+        return cls(
+            config=config, profile=profile, vae=vae, motion_vae=motion_vae, encoders=encoders
+        )
+
+    @torch.no_grad()
+    def inputs(
+        self, batch: TrainingBatch, generator: torch.Generator, *, training: bool = True
+    ) -> StragInputs:
+        """Encode a batch; in training, drop conditions as often as the recipe says."""
+        config, dropouts = self.config, self.config.dropouts
+        by_depth = config.ablation.depth_normalization
+        motion = normalized_motion(batch, self.profile.motion, by_depth=by_depth)
+        latent = self.motion_vae.encode(motion, sample=training, generator=generator)
+        image = batch.video[:, 0].float() / 255
+        condition = encode_condition(self.vae, image, batch.depth, motion.shape[2], self.profile)
+        control, zeros, depth = condition.channels.chunk(3, dim=1)
+        if not config.ablation.depth_latent:
+            depth = torch.zeros_like(depth)
+        reference, captions = condition.reference_latent, batch.captions
+        shown = torch.stack([clip_picture(picture, self.profile) for picture in image])
+        image_tokens = self.encoders.image_tokens(shown)
+        if training:
+            control = dropped(control, dropouts.control, generator)
+            reference = dropped(reference, dropouts.reference, generator)
+            image_tokens = dropped(image_tokens, dropouts.image_tokens, generator)
+        return StragInputs(
+            latent=latent,
+            channels=torch.cat([control, zeros, depth], dim=1),
+            reference_latent=reference,
+            picture=torch.cat([perceived_picture(picture, self.profile) for picture in image]),
+            text=self.encoders.text(captions, dropouts.text if training else 0.0, generator),
+            image_tokens=image_tokens,
+            weight=at_latent_size(visibility_weight(batch.visibility, config.hidden_weight)),
+        )
+
+
+def train(config: StragConfig) -> Path:
+    """Train, and return the path of the weights."""
+    # 1. The run: devices, seeds, what to continue.
+    run = TrainingRun(config)
+
+    # 2. The data.
+    dataset = ShardDataset(config.data.train, config.data.size, config.data.max_samples)
+    validation = ValidationSet(config.data)
+    loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
+
+    # 3. The networks, the objective and its optimiser.
+    given = StragGiven.load(config, run.device)
+    transformer = networks.strag_to_train(config)
+    if config.run.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    run.prepare(StragObjective(transformer, config), loader)
+    if run.is_new and len(validation):
+        run.record(_validate(run, given, validation))
+
+    # 4. The loop.
+    for batch in run.batches():
+        generator = run.generator()
+        inputs = given.inputs(batch, generator)
+        noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
+        sigma = stratified_noise_levels(
+            batch.num_samples,
+            shift=given.profile.shift,
+            generator=run.generator(same_on_all_ranks=True),
+            rank=run.rank,
+            num_ranks=run.num_ranks,
+        )
+        run.update(batch, lambda i=inputs, s=sigma, n=noise: run.objective(i, s, n))
+        if run.due(config.run.validate_every) and len(validation):
+            run.record(_validate(run, given, validation))
+
+    # 5. The weights.
+    path = run.output / "strag.safetensors"
+    with run.averaged():
+        state = run.state_of("transformer.")
+        if run.is_main:
+            name = given.profile.name
+            export_weights(state, WeightKind.STRAG, path, dtype=run.export_dtype, profile=name)
+    run.close()
+    return path
+
+
+@torch.no_grad()
+def _validate(run: TrainingRun, given: StragGiven, validation: ValidationSet) -> dict[str, float]:
+    """Loss at fixed noise levels with fixed noise; generated motion against the true one."""
+    metrics, pictures = [], {}
+    with run.evaluating():
+        for index, batch in enumerate(validation.samples(run.device)):
+            generator = fixed_generator(index, run.device)
+            inputs = given.inputs(batch, generator, training=False)
+            noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
+            levels = torch.tensor(NOISE_LEVELS, device=run.device)
+            losses = [float(run.objective(inputs, level[None], noise)) for level in levels]
+            result = generated_motion(run, given, batch, index)
+            metrics.append({"loss": sum(losses) / len(losses), **result.metrics})
+            pictures |= result.pictures
+    save_pictures(run, pictures)
+    return mean_metrics(metrics)
+
+
+if __name__ == "__main__":
+    print(train(parse_config("strag", StragConfig)))

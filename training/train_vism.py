@@ -1,0 +1,263 @@
+"""Train 4D-ViSM: to fill the holes of rendered videos, as a LoRA on Fun-InP or whole.
+
+    python -m training.train_vism tiny --data.train D/train --data.validation D/validation
+    python -m training.train_vism tiny --mode lora --weights.base runs/vism/vism_base.safetensors
+    accelerate launch --num_processes 8 -m training.train_vism own
+    python -m training.train_vism tiny --run.num-steps 3 --run.precision fp32  # CPU
+
+Writes `vism_lora.safetensors` (kohya names, as released) or `vism_base.safetensors` to the output
+folder. Settings: `--help` after a recipe's name.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from more4d_backend.latents import encode_video
+from more4d_backend.sampling import NUM_TRAIN_TIMESTEPS, SamplingSettings
+from more4d_backend.strag.profile import OWN
+from more4d_backend.vism.conditioning import condition_latent
+from more4d_backend.vism.lora import save_lora
+from more4d_backend.vism.pipeline import VismPipeline, VismSettings
+from more4d_backend.weight_kinds import WeightKind
+
+from . import networks
+from .command_line import parse_config
+from .conditions import FrozenEncoders, dropped
+from .export import export_weights
+from .holes import HoleSample, holes_of
+from .loader import TrainingLoader
+from .loop import TrainingRun
+from .losses import add_noise, flow_matching_loss, stratified_noise_levels
+from .recipes import VismConfig
+from .samples import TrainingBatch
+from .shards import ShardDataset
+from .validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, save_pictures
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+_log = logging.getLogger(__name__)
+
+_SAMPLING = SamplingSettings(num_steps=20, guidance_scale=1.5)
+_MAGENTA = (1.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VismInputs:
+    """What the transformer is given of a batch, besides noise."""
+
+    latent: Float[Tensor, "batch 16 latent_frame latent_height latent_width"]
+    """The whole video, clean."""
+
+    condition: Float[Tensor, "batch 20 latent_frame latent_height latent_width"]
+    """Mask, and the video with holes."""
+
+    text: Float[Tensor, "batch 512 text_dim"]
+    """Text tokens."""
+
+    image_tokens: Float[Tensor, "batch token token_dim"] | None
+    """CLIP's tokens of the first frame, for sizes that have them."""
+
+
+class VismObjective(nn.Module):
+    """The transformer's velocity against the true one."""
+
+    def __init__(self, transformer: "WanTransformer3DModel") -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(
+        self, inputs: VismInputs, sigma: Float[Tensor, "batch"], noise: Tensor
+    ) -> Float[Tensor, "batch"]:
+        """Return the loss of each sample."""
+        noisy = add_noise(inputs.latent, noise, sigma)
+        velocity = self.transformer(
+            hidden_states=torch.cat([noisy, inputs.condition], dim=1),
+            timestep=NUM_TRAIN_TIMESTEPS * sigma,
+            encoder_hidden_states=inputs.text,
+            encoder_hidden_states_image=inputs.image_tokens,
+            return_dict=False,
+        )[0]
+        return flow_matching_loss(velocity, inputs.latent, noise)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VismGiven:
+    """The frozen networks."""
+
+    config: VismConfig
+    """The recipe."""
+
+    vae: "AutoencoderKLWan"
+    """Encodes videos."""
+
+    encoders: FrozenEncoders
+    """Text and image tokens."""
+
+    @classmethod
+    def load(cls, config: VismConfig, device: torch.device) -> "VismGiven":
+        """Load the frozen networks onto the device."""
+        files, size, seed = config.weights, config.size, config.run.seed
+        dtype = networks.frozen_dtype(config.run.precision)
+        vae = networks.rgb_vae(files, size, seed=seed, dtype=dtype)
+        nn.Module.to(vae, device)
+        encoders = FrozenEncoders.load(files, size, seed=seed, dtype=dtype, device=device)
+        return cls(config=config, vae=vae, encoders=encoders)
+
+    @torch.no_grad()
+    def inputs(
+        self,
+        batch: TrainingBatch,
+        holes: list[HoleSample],
+        generator: torch.Generator,
+        *,
+        training: bool = True,
+    ) -> VismInputs:
+        """Encode a batch; in training, drop conditions as often as the recipe says."""
+        dropouts = self.config.dropouts
+        targets = torch.stack([sample.target for sample in holes])
+        videos = rearrange(2 * targets - 1, "b f h w c -> b c f h w")
+        conditions = [condition_latent(self.vae, h.rendered, h.hole_mask) for h in holes]
+        image_tokens = self.encoders.image_tokens(batch.video[:, 0].float() / 255)
+        if training:
+            image_tokens = dropped(image_tokens, dropouts.image_tokens, generator)
+        return VismInputs(
+            latent=encode_video(self.vae, videos, sample=training, generator=generator),
+            condition=torch.cat(conditions).float(),
+            text=self.encoders.text(batch.captions, dropouts.text if training else 0.0, generator),
+            image_tokens=image_tokens,
+        )
+
+
+def train(config: VismConfig) -> Path:
+    """Train, and return the path of the weights."""
+    # 1. The run: devices, seeds, what to continue.
+    run = TrainingRun(config)
+    if config.mode == "lora":
+        run.refuse_sharded("A LoRA is written from whole parameters")
+
+    # 2. The data.
+    dataset = ShardDataset(config.data.train, config.data.size, config.data.max_samples)
+    if config.holes.novel > 0 and not dataset.has_novel_views:
+        _log.warning("Not every sample has a novel view: batches without take other holes.")
+    validation = ValidationSet(config.data)
+    loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
+
+    # 3. The networks, the objective and its optimiser.
+    given = VismGiven.load(config, run.device)
+    transformer = networks.vism_to_train(config)
+    if config.run.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    run.prepare(VismObjective(transformer), loader)
+    if run.is_new and len(validation):
+        run.record(_validate(run, given, validation))
+
+    # 4. The loop.
+    for batch in run.batches():
+        generator = run.generator()
+        inputs = given.inputs(batch, holes_of(batch, config.holes, generator), generator)
+        noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
+        sigma = stratified_noise_levels(
+            batch.num_samples,
+            shift=OWN.shift,
+            generator=run.generator(same_on_all_ranks=True),
+            rank=run.rank,
+            num_ranks=run.num_ranks,
+        )
+        run.update(batch, lambda i=inputs, s=sigma, n=noise: run.objective(i, s, n))
+        if run.due(config.run.validate_every) and len(validation):
+            run.record(_validate(run, given, validation))
+
+    # 5. The weights.
+    path = _export(run, config)
+    run.close()
+    return path
+
+
+def _export(run: TrainingRun, config: VismConfig) -> Path:
+    path = run.output / (
+        "vism_lora.safetensors" if config.mode == "lora" else "vism_base.safetensors"
+    )
+    with run.averaged():
+        if config.mode == "lora":
+            if run.is_main:
+                save_lora(_transformer(run), path, metadata={"format": "pt"})
+        else:
+            state = run.state_of("transformer.")
+            if run.is_main:
+                export_weights(state, WeightKind.FUN_INP, path, dtype=run.export_dtype)
+    return path
+
+
+@torch.no_grad()
+def _validate(run: TrainingRun, given: VismGiven, validation: ValidationSet) -> dict[str, float]:
+    """Loss at fixed noise levels with fixed noise; PSNR of filled holes and of what was known."""
+    metrics, pictures = [], {}
+    with run.evaluating():
+        for index, batch in enumerate(validation.samples(run.device)):
+            generator = fixed_generator(index, run.device)
+            holes = holes_of(batch, given.config.holes, generator)
+            inputs = given.inputs(batch, holes, generator, training=False)
+            noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
+            levels = torch.tensor(NOISE_LEVELS, device=run.device)
+            losses = [float(run.objective(inputs, level[None], noise)) for level in levels]
+            filled = _filled(run, given, batch, holes[0], index)
+            metrics.append({"loss": sum(losses) / len(losses), **_psnr(filled, holes[0])})
+            pictures |= _rows(batch.names[0], filled, holes[0])
+    save_pictures(run, pictures)
+    return mean_metrics(metrics)
+
+
+def _filled(
+    run: TrainingRun, given: VismGiven, batch: TrainingBatch, holes: HoleSample, index: int
+) -> Float[Tensor, "frame height width 3"]:
+    encoders = given.encoders
+    pipeline = VismPipeline(
+        _transformer(run), given.vae, encoders.text_encoder, encoders.image_encoder
+    )
+    settings = VismSettings(sampling=_SAMPLING, window_frames=batch.video.shape[1])
+    with run.accelerator.autocast():
+        return pipeline.complete(
+            holes.rendered,
+            holes.hole_mask,
+            batch.captions[0],
+            image=batch.video[0, 0].float() / 255,
+            settings=settings,
+            generator=fixed_generator(index, torch.device("cpu")),
+        )
+
+
+def _psnr(filled: Tensor, holes: HoleSample) -> dict[str, float]:
+    """Decibels in holes and outside; a region without pixels counts as exact, 99 dB."""
+    error = (filled - holes.target).square().mean(-1)
+    regions = {"filled_psnr_db": holes.hole_mask, "known_psnr_db": ~holes.hole_mask}
+    means = {k: float(error[m].mean()) if m.any() else 0.0 for k, m in regions.items()}
+    return {k: min(99.0, -10 * math.log10(mean + 1e-12)) for k, mean in means.items()}
+
+
+def _rows(name: str, filled: Tensor, holes: HoleSample) -> dict[str, Tensor]:
+    marked = holes.rendered.clone()
+    marked[holes.hole_mask] = marked.new_tensor(_MAGENTA)
+    label = f"{name}, {holes.kind}"
+    return {f"{label}: holes": marked, f"{label}: filled": filled, f"{label}: true": holes.target}
+
+
+def _transformer(run: TrainingRun) -> "WanTransformer3DModel":
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+    transformer = run.module.get_submodule("transformer")
+    assert isinstance(transformer, WanTransformer3DModel)
+    return transformer
+
+
+if __name__ == "__main__":
+    print(train(parse_config("vism", VismConfig)))
