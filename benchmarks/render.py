@@ -255,9 +255,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     world = make_world(1)
     height, width = arguments.size
-    scene = world.scene(world.cameras(arguments.frames, height, width, device=device))
-    seen = torch.ones_like(scene.points.visibility)  # the aim counts every point of every frame
-    scene = replace(scene, points=replace(scene.points, visibility=seen))
+    source = world.cameras(arguments.frames, height, width, device=device)
+    tracks = world.tracks(source)
+    seen = torch.ones_like(tracks.visibility)  # the aim counts every point of every frame
+    scene = Scene4D(points=replace(tracks, visibility=seen), cameras=source, fps=world.fps)
     settings = PathSettings(angle_deg=ORBIT_DEG)
     path = scene_path("orbit-left", scene, arguments.frames, settings=settings).to(device)
     watch = Stopwatch(device, arguments.repeats or (20 if device.type == "cuda" else 3))

@@ -84,7 +84,6 @@ def blended(
 ) -> RenderOutput:
     """Mean color and depth of what was composited: sums of color and depth divided by alpha."""
     mean = premultiplied / alpha.clamp(min=1e-6)[..., None]
-    mean *= alpha[..., None] > 0
     return RenderOutput(rgb=mean[..., :3].clamp(0, 1), depth=mean[..., 3], alpha=alpha)
 
 

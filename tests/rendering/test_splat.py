@@ -177,19 +177,20 @@ def test_points_at_depth_edges_keep_one_pixel_when_the_camera_comes_closer():
 
 def test_a_surface_reaches_the_pixels_of_its_edge_points_and_not_beyond():
     depth = torch.full((HEIGHT, WIDTH), 3.0)
-    depth[10:40, 20:50] = 1.5
+    depth[20:27, 25:37] = 1.5
     colors = torch.zeros(HEIGHT, WIDTH, 3)
-    colors[10:40, 20:50] = 1.0
-    view = camera((0.0, 0.0, 0.75))  # twice as near
+    colors[20:27, 25:37] = 1.0
+    view = camera((0.0, 0.0, 1.125))  # four times as near
     output = render(lifted(depth, colors), view)
     bright = output.rgb[0, ..., 0] > 0.5
-    corner = torch.tensor([[20.5, 10.5], [49.5, 39.5]])  # centres of the outermost points
-    corner = (corner - torch.tensor([WIDTH / 2, HEIGHT / 2])) * 2
-    corner = (corner + torch.tensor([WIDTH / 2, HEIGHT / 2])).floor().int()
-    left, right = int(corner[0, 0]), int(corner[1, 0])
-    assert bright[10:40, max(left + 1, 0) : min(right, WIDTH)].all()
-    assert not bright[:, : max(left, 0)].any()
-    assert not bright[:, right + 1 :].any()
+    outermost = torch.tensor([[25.0, 20.0], [36.0, 26.0]]) + 0.5  # where the corner points were
+    middle = torch.tensor([WIDTH / 2, HEIGHT / 2])
+    (left, top), (right, bottom) = ((outermost - middle) * 4 + middle).floor().int().tolist()
+    assert 0 < left < right < WIDTH
+    assert 0 < top < bottom < HEIGHT
+    assert bright[top + 1 : bottom, left + 1 : right].all()
+    for beyond in (bright[:top], bright[bottom + 1 :], bright[:, :left], bright[:, right + 1 :]):
+        assert not beyond.any()
 
 
 def test_max_footprint_caps_the_size():
@@ -237,6 +238,19 @@ def test_neighbours_that_part_over_time_are_not_bridged():
     gap = FOCAL * 0.6 / 2.0
     assert output.alpha[0].eq(1).all()
     assert ((output.alpha[2] == 0).sum(1) - gap).abs().max() <= 1
+
+
+def test_a_grid_coarser_than_the_source_picture_is_one_surface():
+    scene = lifted(torch.full((HEIGHT, WIDTH), 2.0))
+    coarse = scene.points.positions[:, 2::4, 2::4]
+    tracks = PointTracks(
+        positions=coarse.flatten(1, 2),
+        colors=scene.points.colors[0, 2::4, 2::4].flatten(0, 1),
+        visibility=torch.ones(1, coarse[..., 0].numel(), dtype=torch.bool),
+        grid_hw=(HEIGHT // 4, WIDTH // 4),
+    )
+    output = render(Scene4D(points=tracks, cameras=scene.cameras, fps=8.0), scene.cameras)
+    assert output.alpha.eq(1).all()
 
 
 def test_large_expansions_in_parts_give_the_same_picture(monkeypatch):
