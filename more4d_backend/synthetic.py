@@ -168,9 +168,21 @@ class SyntheticWorld:
             rgb=image(rgb),
             depth=image(depth),
             positions=image(positions),
-            object_index=image(surface.where(surface < len(self.objects), SKY)),
+            object_index=self._object_index(surface, cameras),
             cameras=cameras,
         )
+
+    def objects_seen(
+        self, cameras: Cameras, times_s: Float[Tensor, "frame"] | None = None
+    ) -> Int[Tensor, "frame height width"]:
+        """`SyntheticView.object_index` of `view`, without the work for the rest."""
+        caster = self._caster(cameras, self._times(cameras, times_s))
+        _, surface = caster.cast(_pixel_rays(cameras, 0.0, 0.0))
+        return self._object_index(surface, cameras)
+
+    def _object_index(self, surface: Tensor, cameras: Cameras) -> Tensor:
+        index = surface.where(surface < len(self.objects), SKY)
+        return rearrange(index, "f (h w) -> f h w", h=cameras.height)
 
     def tracks(
         self,
@@ -178,24 +190,28 @@ class SyntheticWorld:
         times_s: Float[Tensor, "frame"] | None = None,
         *,
         samples: int = 1,
+        first: SyntheticView | None = None,
     ) -> PointTracks:
-        """Follow every pixel of frame 0 over time; `visibility` is by exact ray casting."""
+        """Follow every pixel of frame 0 over time; `visibility` is by exact ray casting.
+
+        `first` is what `view` made of these cameras, or of their frame 0, if it is there already.
+        """
         times_s = self._times(cameras, times_s)
-        first = self.view(cameras.frames([0]), times_s[:1], samples=samples)
-        index = first.object_index.flatten()
+        if first is None:
+            first = self.view(cameras.frames([0]), times_s[:1], samples=samples)
+        index, start = first.object_index[0].flatten(), first.positions[0].reshape(-1, 3)
         poses = self.poses(times_s)
         still = torch.eye(4, dtype=poses.dtype).expand(len(poses), 1, 4, 4)
         moved = torch.cat([poses @ torch.linalg.inv(poses[:1]), still], dim=1)
-        moved = moved.to(first.positions)
-        start = first.positions.reshape(-1, 3)
+        moved = moved.to(start)
         # One column at a time: gathering whole 4x4 matrices would need five times the memory.
         positions = moved[:, index, :3, 3]
         for axis in range(3):
             positions += moved[:, index, :3, axis] * start[:, axis, None]
-        visible = self.sees(cameras, positions, times_s) & first.valid.flatten()
+        visible = self.sees(cameras, positions, times_s) & first.valid[0].flatten()
         return PointTracks(
             positions=positions,
-            colors=first.rgb.reshape(-1, 3),
+            colors=first.rgb[0].reshape(-1, 3),
             visibility=visible,
             grid_hw=(cameras.height, cameras.width),
         )

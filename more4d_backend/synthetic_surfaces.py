@@ -216,7 +216,8 @@ def _albedo(
     slant = q.new_tensor([0.8, 0.5, 0.33])
     raw = torch.where(pattern == Pattern.STRIPES, (q @ slant)[..., None].sin(), raw)
     raw = torch.where(pattern == Pattern.DOTS, sines.square().prod(-1, keepdim=True) * 3 - 1, raw)
-    raw = torch.where(pattern == Pattern.NOISE, _noise(q, waves[3:]), raw)
+    noisy = pattern[..., 0] == Pattern.NOISE  # dear, and rare
+    raw[noisy] = _noise(q[noisy], waves[3:])
     value = 0.85 * torch.tanh(raw * sharpness) + 0.15 * marble
     value = value / (1 + (metres.norm(dim=-1, keepdim=True) / fade_m) ** 4)
     return torch.lerp(low, high, 0.5 + 0.5 * value)

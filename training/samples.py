@@ -5,9 +5,10 @@ Axes: batch, frame, height, width. The world is the camera of frame 0.
 
 import re
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int8, UInt8
 from torch import Tensor
 
 from more4d_backend.geometry import pixel_centers, unproject
@@ -17,6 +18,30 @@ from more4d_backend.shapes import ShapeError, check_shapes
 
 class SampleError(ValueError):
     """A training sample that cannot be learned from; the message names it."""
+
+
+MotionFamily = Literal[
+    "still", "translation", "spin", "bounce", "swing", "wave", "growth", "deformation"
+]
+"""Kinds of motion that are told apart in evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleObject:
+    """The truth about one object that the caption names."""
+
+    name: str
+    """As in the caption, such as `red striped ball`."""
+
+    motion: str
+    """As in the caption, such as `moves left`."""
+
+    family: MotionFamily
+    """What kind of motion that is."""
+
+    direction: tuple[float, float, float]
+    """Unit vector in world axes: where it first goes (translation, bounce, swing, wave), or the
+    axis about which it turns by the right-hand rule (spin). Zero for the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +83,12 @@ class TrainingSample:
 
     novel_cameras: Cameras | None = None
     """Cameras of `novel_video`, in the same world; present exactly when it is."""
+
+    objects: tuple[SampleObject, ...] = ()
+    """What the caption names, where that is known."""
+
+    object_index: Int8[Tensor, "height width"] | None = None
+    """Which of `objects` each pixel of frame 0 shows; -1 for none. Present when `objects` are."""
 
     @property
     def size_fhw(self) -> tuple[int, int, int]:
@@ -125,6 +156,10 @@ def _check_sample_shapes(sample: TrainingSample) -> None:
     if sample.novel_video is not None and sample.novel_cameras is not None:
         tensors["novel_video"] = (sample.novel_video, "frame height width 3")
         tensors["novel world_to_camera"] = (sample.novel_cameras.world_to_camera, "frame 4 4")
+    if (sample.object_index is None) != (not sample.objects):
+        raise ShapeError("objects and object_index come together; only one is there.")
+    if sample.object_index is not None:
+        tensors["object_index"] = (sample.object_index, "height width")
     sizes = check_shapes(**tensors)
     for label, cameras in (("cameras", sample.cameras), ("novel_cameras", sample.novel_cameras)):
         if cameras and (cameras.height, cameras.width) != (sizes["height"], sizes["width"]):
@@ -142,6 +177,12 @@ def _check_sample_values(sample: TrainingSample) -> None:
         raise SampleError(f"Sample {name} has motion that is NaN or infinite.")
     if sample.motion[0].any():
         raise SampleError(f"Sample {name} has motion in frame 0; expected zero there.")
+    index = sample.object_index
+    if index is not None and not -1 <= int(index.min()) <= int(index.max()) < len(sample.objects):
+        raise SampleError(
+            f"Sample {name} has object_index {int(index.min())} to {int(index.max())}; expected "
+            f"-1 to {len(sample.objects) - 1}."
+        )
     identity = torch.eye(4).to(sample.cameras.world_to_camera)
     if not torch.allclose(sample.cameras.world_to_camera[0], identity, atol=1e-5):
         raise SampleError(
@@ -240,6 +281,7 @@ def fit_sample(sample: TrainingSample, size: SampleSize) -> TrainingSample:
         cameras=views(sample.cameras),
         novel_video=None if sample.novel_video is None else colors(sample.novel_video),
         novel_cameras=None if sample.novel_cameras is None else views(sample.novel_cameras),
+        object_index=None if sample.object_index is None else sample.object_index[picked],
     )
 
 
