@@ -3,36 +3,38 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 Progress = Callable[[int, int], None]
+_HANDLER = "more4d-console"
 
 
 def set_up_logging(debug: bool) -> None:
     """Send the package's log lines to standard error, coloured where that is a terminal."""
-    from rich.logging import RichHandler
-
     logger = logging.getLogger(__name__.split(".")[0])
-    for handler in [h for h in logger.handlers if isinstance(h, RichHandler)]:
+    for handler in [h for h in logger.handlers if h.name == _HANDLER]:
         logger.removeHandler(handler)
-    logger.addHandler(RichHandler(console=_console(), show_path=False, show_time=False))
+    handler = _handler()
+    handler.name = _HANDLER
+    logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
 
 
-def _console() -> "Console":
+def _handler() -> logging.Handler:
     from rich.console import Console
+    from rich.logging import RichHandler
 
     console = Console(stderr=True)
-    # Lines in a log file are not to be broken at the width of a terminal that is not there.
-    return console if console.is_terminal else Console(stderr=True, width=10_000)
+    if console.is_terminal:
+        return RichHandler(console=console, show_path=False, show_time=False)
+    handler = logging.StreamHandler()  # rich would break lines at a width that is not there
+    handler.setFormatter(logging.Formatter("%(levelname)-7s %(message)s"))
+    return handler
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
     """Give a callback `(done, total)` that draws one bar on standard error."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
@@ -42,7 +44,7 @@ def progress_bar(label: str) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=_console(), transient=True) as bars:
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(label, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
