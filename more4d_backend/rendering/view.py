@@ -100,7 +100,7 @@ def points_in_view(points: PointFrames, cameras: Cameras) -> PointsInView:
 
 def projection_rows(cameras: Cameras, device: torch.device) -> Float[Tensor, "frame 3 4"]:
     """Intrinsics times world-to-camera, multiplied on the CPU in float64, as float32."""
-    matrix = cameras.intrinsics.double().cpu() @ cameras.world_to_camera.double().cpu()[:, :3]
+    matrix = cameras.intrinsics.cpu().double() @ cameras.world_to_camera.cpu().double()[:, :3]
     return matrix.to(torch.float32).to(device)
 
 
