@@ -7,7 +7,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 
 from .settings import RenderError, RenderOutput
 
-_PIXELS_AT_ONCE = 2**24
+_PIXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}  # in a CPU's caches; within a GPU's memory
 _EXACT_IN_FLOAT32 = 2**24
 
 
@@ -44,7 +44,8 @@ def hole_mask(
     if not 0 <= threshold <= 1:
         raise RenderError(f"threshold is {threshold}; expected a coverage from 0 to 1.")
     mask = torch.empty_like(alpha)
-    step = max(1, _PIXELS_AT_ONCE // max(1, alpha[0].numel()))
+    pixels = _PIXELS_AT_ONCE.get(alpha.device.type, 2**22)
+    step = max(1, pixels // (alpha.shape[1] * alpha.shape[2]))
     for start in range(0, len(alpha), step):
         holes = alpha[start : start + step] < threshold
         if min_area_px > 1:
