@@ -88,13 +88,26 @@ class SpatialGuidance(nn.Module):
         # One frame's tokens go through the Linear; the broadcast over frames is free.
         scale, shift = self.spatial_guide(guidance.features).chunk(2, dim=-1)
         gate = self.gate.to(scale)
-        scale = (1 + gate * scale).to(hidden_states).unsqueeze(1)  # B 1 N C
+        scale = (gate * scale).to(hidden_states).unsqueeze(1)  # B 1 N C
         shift = (gate * shift).to(hidden_states).unsqueeze(1)
         frames = hidden_states.unflatten(1, (-1, guidance.features.shape[1]))  # B F N C
-        guided = torch.addcmul(shift, frames, scale)
+        if torch.compiler.is_compiling():
+            # Each element from itself alone: inductor fuses this with the norm before it, as it
+            # does not with a frame that is copied over the others.
+            on = _guided_frames(frames, guidance.unguided_frame)
+            return (frames * (1 + on * scale) + on * shift).flatten(1, 2)
+        guided = torch.addcmul(shift, frames, 1 + scale)
         if guidance.unguided_frame is not None:
             guided[:, guidance.unguided_frame] = frames[:, guidance.unguided_frame]
         return guided.flatten(1, 2)
+
+
+def _guided_frames(frames: Tensor, unguided_frame: int | None) -> Tensor:
+    """Return 1 for guided frames and 0 for the other one, as (F, 1, 1)."""
+    index = torch.arange(frames.shape[1], device=frames.device).view(-1, 1, 1)
+    if unguided_frame is None:
+        return torch.ones_like(index, dtype=frames.dtype)
+    return (index != unguided_frame % frames.shape[1]).to(frames.dtype)
 
 
 def encode_image(

@@ -243,6 +243,16 @@ class _PatchEmbedding(nn.Conv3d):
 
 
 class _GuidedRotaryEmbedding(WanRotaryPosEmbed):
+    def _apply(self, fn: Any, recurse: bool = True) -> "_GuidedRotaryEmbedding":
+        # A model that is cast to 16 bits moves, but its angles stay exact.
+        tables = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, table in tables.items():
+            moved = self.get_buffer(name)
+            if moved.dtype != table.dtype:
+                setattr(self, name, table.to(moved.device))
+        return self
+
     def forward(self, hidden_states: Tensor) -> Any:
         cos, sin = super().forward(hidden_states)
         return GuidedRotation(cos, sin, current_guidance())

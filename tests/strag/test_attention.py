@@ -49,9 +49,11 @@ def test_at_the_length_that_diffusers_expects_both_compute_the_same(image_dim):
 def test_real_and_complex_rotation_agree():
     cos, sin = tables(tokens=5, channels=8)
     x = torch.randn(2, 5, 3, 8)
-    half = cos[..., 0::2], sin[..., 1::2]
     torch.testing.assert_close(
-        attention._rotate_real(x, *half), attention._rotate_complex(x, *half), atol=1e-6, rtol=0
+        attention._rotate_real(x, cos, sin),
+        attention._rotate_complex(x, cos, sin),
+        atol=1e-6,
+        rtol=0,
     )
 
 
@@ -67,3 +69,13 @@ def test_rotation_is_computed_in_float32_and_returned_in_the_dtype_that_came():
     turned = rotate(x, cos, sin)
     assert turned.dtype == torch.bfloat16
     assert torch.equal(turned, rotate(x.float(), cos, sin).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tables_of_another_dtype_are_taken(dtype):
+    # Of a model that was cast: torch has no complex numbers of two bfloat16.
+    cos, sin = (table.to(dtype) for table in tables(tokens=5, channels=8))
+    x = torch.randn(2, 5, 3, 8).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = rotate(x.to(wide), cos.to(wide), sin.to(wide)).to(dtype)
+    assert torch.equal(rotate(x, cos, sin), expected)

@@ -94,6 +94,16 @@ def test_guidance_on_one_frame_equals_the_published_formula_on_all_tokens(
     torch.testing.assert_close(module(hidden, guidance), expected, atol=1e-12, rtol=1e-9)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("unguided_frame", [None, 0, 1, -1])
+def test_what_is_written_for_compilers_computes_the_same(monkeypatch, unguided_frame):
+    module, guidance = make_guidance_module(), make_guidance(unguided_frame=unguided_frame)
+    hidden = torch.randn(2, 3 * TOKENS, DIM, dtype=torch.float64)
+    eager = module(hidden, guidance)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(module(hidden, guidance), eager, atol=1e-12, rtol=0)
+
+
 def test_the_linear_sees_the_tokens_of_one_frame_once():
     module = make_guidance_module()
     seen = []
