@@ -99,8 +99,17 @@ class Render:
     size_hw: tuple[int, int] | None = None
     """Height and width of the videos. Default: those of the input view."""
 
+    max_footprint_px: float = 16.0
+    """Longest side of a point, in pixels of the video."""
+
     grow_px: int = 0
     """Grow the hole mask by so many pixels."""
+
+    feather_px: int = 0
+    """Soften the border of the hole mask over so many pixels."""
+
+    min_area_px: int = 0
+    """Close holes of fewer pixels than this with the colours around them."""
 
     draw_unseen: bool = False
     """Draw tracks also in frames where their visibility is False."""
@@ -123,7 +132,11 @@ class Render:
     def run(self) -> int:
         """Load or lift, then render and write each path."""
         self.paths.check()
-        settings = RenderSettings(mode=self.mode, draw_unseen=self.draw_unseen)
+        settings = RenderSettings(
+            mode=self.mode,
+            draw_unseen=self.draw_unseen,
+            max_footprint_px=self.max_footprint_px,
+        )
         device = self._device()
         scene = self._scene(device).to(device)
         sheet: dict[str, Float[Tensor, "frame height width channel"]] = {}
@@ -152,12 +165,19 @@ class Render:
     def _render_path(
         self, label: str, scene: Scene4D, cameras: Cameras, settings: RenderSettings
     ) -> Mapping[str, Float[Tensor, "frame height width channel"]]:
-        from ..rendering import hole_mask, render
+        from ..rendering import fill_pinholes, hole_mask, render
         from ..video_files import save_mask_video, save_video
 
         with progress_bar(label) as progress:
             view = render(scene, cameras, settings, progress=progress)
-        holes = hole_mask(view.alpha, grow_px=self.grow_px)
+        if self.min_area_px:
+            view = fill_pinholes(view, self.min_area_px)
+        holes = hole_mask(
+            view.alpha,
+            grow_px=self.grow_px,
+            feather_px=self.feather_px,
+            min_area_px=self.min_area_px,
+        )
         fps = self.fps or scene.fps
         video = self.output / f"{label}{'.mkv' if self.lossless else '.mp4'}"
         save_video(video, view.rgb, fps, lossless=self.lossless)

@@ -35,7 +35,12 @@ class Download:
 
         if not self.names:
             rows = [
-                [entry.name, entry.repository or entry.file, entry.licence, entry.needed_for]
+                [
+                    entry.name,
+                    entry.repository or entry.pieces[0].file,
+                    entry.licence,
+                    entry.needed_for,
+                ]
                 for entry in DOWNLOADS
             ]
             print_table("Weights", ["name", "where", "licence", "needed for"], rows)
