@@ -85,7 +85,7 @@ def count_launches(seed: int, settings: ProceduralSettings, device: torch.device
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", choices=PROCEDURAL_RECIPES, default="quick")
     parser.add_argument("--num-samples", type=int, default=50)
     parser.add_argument("--samples", type=int, help="rays per pixel and direction")

@@ -3,7 +3,12 @@
 Axes: frame, surface (the objects, then the sky), ray (a pixel or a point).
 """
 
+import importlib.util
+import logging
+import os
+import shutil
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +17,23 @@ from torch import Tensor
 from .geometry import transform_points
 from .synthetic_surfaces import Shape, Surfaces, intersect, leave_sphere, shade
 
+_log = logging.getLogger(__name__)
+
 _CPU_BUDGET, _GPU_BUDGET = 2**19, 2**27
 """Rays times surfaces at a time: what stays in a CPU's cache (measured: 19), or fills a GPU."""
+
+
+@cache
+def fused_kernels_available() -> bool:
+    """Whether CUDA tensors are cast by the kernels of `synthetic_triton`; says so once."""
+    missing = None
+    if importlib.util.find_spec("triton") is None:
+        missing = "triton is not installed"
+    elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        missing = "triton needs a C compiler (cc, gcc, clang or CC) and there is none"
+    if missing:
+        _log.info("The synthetic world is cast by plain torch, several times slower: %s", missing)
+    return missing is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +59,11 @@ class RayCaster:
         self, directions: Float[Tensor, "frame ray 3"]
     ) -> tuple[Float[Tensor, "frame ray"], Int[Tensor, "frame ray"]]:
         """Multiple of its direction at which each ray meets a surface, and that surface."""
+        if self._fused(directions):
+            from . import synthetic_triton
+
+            surfaces = self.surfaces.shapes
+            return synthetic_triton.cast(surfaces, self.to_unit, self.centers, directions)
         t = directions.new_empty(directions.shape[:2])
         surface = torch.empty(t.shape, dtype=torch.int64, device=t.device)
         for now in self._chunks(directions):
@@ -52,10 +77,21 @@ class RayCaster:
         surface: Int[Tensor, "frame ray"],
     ) -> Float[Tensor, "frame ray 3"]:
         """Color that rays find, which have met these surfaces there."""
+        if self._fused(directions):
+            from . import synthetic_triton
+
+            return synthetic_triton.colors(
+                self.surfaces, self.to_unit, self.centers, directions, t, surface
+            )
         rgb = torch.empty_like(directions)
         for now in self._chunks(directions):
             rgb[now] = self._color(now[0], directions[now], t[now], surface[now])
         return rgb
+
+    def _fused(self, directions: Tensor) -> bool:
+        """Whether the fused kernels can be used; they know neither float64 nor an endless sky."""
+        single = directions.is_cuda and directions.dtype == torch.float32
+        return single and not self.endless_sky and fused_kernels_available()
 
     def _chunks(self, directions: Tensor) -> list[tuple[slice, slice]]:
         """Split into some frames and some rays of each at a time."""

@@ -10,15 +10,20 @@ level of 255 but for pixels at edges, positions by 1e-4 of their depth).
 
 import logging
 from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from more4d_backend.camera_paths import make_path
+from more4d_backend.files import replacing
 from more4d_backend.scene import Cameras
 
 from .procedural_scenes import ProceduralScene, ProceduralSettings, draw_scene
 from .samples import SampleSize, TrainingSample
+from .shards import write_shard
 
 _log = logging.getLogger(__name__)
 
@@ -140,10 +145,82 @@ class ProceduralDataset(torch.utils.data.Dataset[TrainingSample]):
         return bool(self.settings.novel_paths)
 
 
-def to_device(sample: TrainingSample, device: torch.device | str) -> TrainingSample:
-    """Return a copy on another device."""
-    from dataclasses import fields, replace
+RecipeName = Literal["released", "tiny", "quick"]
 
+
+def write(
+    destination: Path,
+    /,
+    *,
+    num_samples: int,
+    seed: int = 0,
+    recipe: RecipeName = "quick",
+    device: str = "cpu",
+    samples_per_shard: int = 100,
+) -> int:
+    """Write the samples of `num_samples` seeds as shards; whole shards already there are kept.
+
+    Args:
+        destination: folder of the shards.
+        num_samples: how many.
+        seed: the first one's; the others follow it.
+        recipe: what is drawn, and at which size.
+        device: what casts the rays, such as `cuda`.
+        samples_per_shard: samples in one file.
+    """
+    dataset = ProceduralDataset(
+        PROCEDURAL_RECIPES[recipe](), num_samples=num_samples, first_seed=seed, device=device
+    )
+    for first in range(0, num_samples, samples_per_shard):
+        last = min(first + samples_per_shard, num_samples)
+        path = destination / f"{recipe}-{seed + first:09d}-{seed + last - 1:09d}.tar"
+        if path.exists():
+            _log.info("%s is there already and is kept", path)
+            continue
+        write_shard(path, (on_cpu(dataset[number]) for number in range(first, last)))
+        _log.info("%s: %d of %d samples", path.name, last, num_samples)
+    return 0
+
+
+def sheet(
+    destination: Path,
+    /,
+    *,
+    seed: int = 0,
+    count: int = 12,
+    recipe: RecipeName = "quick",
+    device: str = "cpu",
+) -> int:
+    """Draw a picture of `count` samples, a row each: see `training/procedural_sheet.py`.
+
+    Args:
+        destination: picture file, such as `sheet.png`.
+        seed: the first one's; the others follow it.
+        count: rows.
+        recipe: what is drawn, and at which size.
+        device: what casts the rays, such as `cuda`.
+    """
+    from .procedural_sheet import procedural_sheet
+
+    dataset = ProceduralDataset(
+        PROCEDURAL_RECIPES[recipe](), num_samples=count, first_seed=seed, device=device
+    )
+    picture = procedural_sheet([on_cpu(dataset[number]) for number in range(count)])
+    with replacing(destination) as temporary:
+        picture.save(temporary, format="PNG")
+    return 0
+
+
+def on_cpu(sample: TrainingSample) -> TrainingSample:
+    """Return a copy in main memory, where shards are written."""
     values = {f.name: getattr(sample, f.name) for f in fields(sample)}
-    moved = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor | Cameras)}
+    moved = {k: v.to("cpu") for k, v in values.items() if isinstance(v, Tensor | Cameras)}
     return replace(sample, **moved)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    commands = {"write": write, "sheet": sheet}
+    raise SystemExit(tyro.extras.subcommand_cli_from_dict(commands))

@@ -8,7 +8,7 @@ from more4d_backend.synthetic_actors import Dice, SyntheticObject, color
 from more4d_backend.synthetic_motions import Motion, Vector
 from more4d_backend.synthetic_surfaces import Pattern, Shape, Texture
 
-from .procedural_words import BENDS, CRAWLS, FAR, SOLID_WORDS, WALKS, WAVES, Amounts, Word
+from .procedural_words import BENDS, CRAWLS, SOLID_WORDS, WALKS, WAVES, Amounts, Word
 
 COLORS = {
     "red": 0.0,
@@ -126,7 +126,7 @@ def _figure(
     walking, waving = word in WALKS, word in WAVES
     yaw = -math.copysign(math.pi / 2, word.direction[0]) if walking else 0.0
     # It starts in mid-stride, so the picture shows which leg goes which way.
-    step = {"frequency_hz": 2 / amounts.duration_s, "phase_rad": math.pi / 2} if walking else {}
+    hertz, phase = (2 / amounts.duration_s, math.pi / 2) if walking else (0.0, 0.0)
     skin = replace(texture, color_low=(0.62, 0.42, 0.3), color_high=(0.95, 0.78, 0.62))
     x, y, z = place.feet
 
@@ -147,11 +147,12 @@ def _figure(
             parent=place.parent_index,
             axis=(1.0, 0.0, 0.0),
             swing_rad=swing if walking else 0.0,
-            **step,
+            frequency_hz=hertz,
+            phase_rad=phase,
         )
         if waving and half_size == arm and joint[0] > 0:
             raised = _turned(2, -2.5)
-            motion = replace(motion, quaternion_wxyz=raised, **(fields | {"axis": FAR}))
+            motion = replace(motion, quaternion_wxyz=raised, phase_rad=0.0, **fields)
         return part(half_size, texture, motion)
 
     arm, leg = (0.085, 0.38, 0.085), (0.115, 0.5, 0.115)
@@ -213,7 +214,7 @@ def _stalk(
             pivot=(0.0, half, 0.0),
             parent=place.parent_index + number - 1 if number else -1,
             phase_rad=-0.35 * number,
-            **(fields | {"axis": FAR}),
+            **fields,
         )
         parts.append(
             SyntheticObject(

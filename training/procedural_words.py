@@ -102,9 +102,8 @@ def _oscillates(
     def fields(a: Amounts) -> dict[str, Any]:
         vector = isinstance(amount, tuple)
         value = _scaled(amount, a.strength) if vector else amount * a.strength
-        return {"frequency_hz": 1 / a.duration_s, name: value} | (
-            {"axis": FAR} if family == "swing" else {}
-        )
+        axis = {"axis": FAR} if name == "swing_rad" else {}
+        return {"frequency_hz": 1 / a.duration_s, name: value} | axis
 
     return Word(phrase=phrase, family=family, direction=direction, fields=fields)
 
