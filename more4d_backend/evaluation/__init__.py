@@ -5,6 +5,7 @@ from .comparison import compare_depth as compare_depth
 from .comparison import compare_point_maps as compare_point_maps
 from .comparison import compare_scenes as compare_scenes
 from .comparison import compare_videos as compare_videos
+from .comparison import object_matches as object_matches
 from .file_pairs import DepthPair as DepthPair
 from .file_pairs import ScenePair as ScenePair
 from .file_pairs import VideoPair as VideoPair

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..geometry import transform_points
 from ..scene import Cameras, PointMaps, PointTracks, Scene4D
 from .depth import Alignment, constant_abs_rel, depth_errors, horizontal_fov_deg
-from .directions import match_objects
+from .directions import ObjectMatch, match_objects
 from .tables import NO_RATIO, Column, EvaluationError, Ratio, Value
 from .trajectories import (
     EndPointErrors,
@@ -113,10 +113,8 @@ def compare_scenes(predictions: Sequence[Scene4D], truth: SceneTruth) -> dict[st
         errors.append(end_point_errors(predicted, motion, counts, moving))
         still = still_motion(predicted, motion, counts, moving)
         stillness += [] if still is None else [still]
-        if truth.object_index is not None:
-            shown = truth.object_index.masked_fill(~counts[0], -1)
-            for match in match_objects(predicted, motion, shown, truth.words):
-                direction += Ratio(amount=float(match.is_right), reference=1.0)
+        for match in object_matches(prediction, truth):
+            direction += Ratio(amount=float(match.is_right), reference=1.0)
         accuracies.append(_accuracy(prediction, ours, truth.scene, true, counts))
     relative = [error.relative.value for error in errors]
     return {
@@ -131,6 +129,24 @@ def compare_scenes(predictions: Sequence[Scene4D], truth: SceneTruth) -> dict[st
         "average Jaccard": _mean([a.average_jaccard for a in accuracies]),
         "visibility right": _mean([a.visibility_accuracy for a in accuracies]),
     }
+
+
+def object_matches(prediction: Scene4D, truth: SceneTruth) -> list[ObjectMatch]:
+    """Compare the motion of every object; none where the truth does not tell them apart.
+
+    All frames of points that frame 0 sees count, also those where a point is hidden.
+
+    Raises:
+        EvaluationError: the prediction is of other points, or an object has no word.
+    """
+    if truth.object_index is None:
+        return []
+    true = _tracks(truth.scene, "The true scene")
+    ours = _tracks(prediction, "The predicted scene")
+    _check_same_points(ours, true)
+    known = true.visibility[0] & true.positions.isfinite().all(-1).all(0)
+    shown = truth.object_index.long().masked_fill(~known, -1)
+    return match_objects(_motion(prediction, ours), _motion(truth.scene, true), shown, truth.words)
 
 
 def compare_videos(

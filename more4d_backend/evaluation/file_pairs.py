@@ -119,8 +119,9 @@ def evaluate(
 ) -> list[EvaluationReport]:
     """Compare every prediction with its truth; one report for each kind of file among `pairs`.
 
-    Columns that apply to no pair are left out. A pair whose files cannot be read or compared is named in the report with the reason, and
-    makes the means NaN; the others are still evaluated.
+    A pair whose files cannot be read or compared is named in the report with the reason, and
+    makes the means NaN; the others are still evaluated. Columns that apply to no pair are left
+    out.
 
     Raises:
         EvaluationError: there are no pairs, or two of one kind share a name.
