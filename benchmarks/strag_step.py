@@ -3,10 +3,20 @@
     python benchmarks/strag_step.py                      full size, about 40 GiB of device memory
     python benchmarks/strag_step.py --layers 4           a shorter stack, for tuning
     python benchmarks/strag_step.py --layers 2 --profile what the time goes into
+    python benchmarks/strag_step.py --variants "guided compiled" "guided compiled joined"
     python benchmarks/strag_step.py --size tiny --device cpu --latent 4 8 10
 
 Weights are random; the two halves of classifier-free guidance run as one batch. All variants share
 their weights and take turns, so that a clock that slows down slows all of them.
+
+A variant is a model and any of these words behind it:
+
+    compiled   its blocks are compiled, as users can have it; the words below are trials
+    tuned      compiled, and inductor searches for the launch parameters of its kernels (minutes)
+    searched   tuned, and inductor's own matrix products compete with cuBLAS (more minutes)
+    joined     query, key and value come from one matrix product; weights are held twice
+    epilogue   GELU inside the matrix product before it
+    lt         matrix products chosen by cuBLASLt's heuristics, not cuBLAS's
 """
 
 import argparse
@@ -15,8 +25,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -28,6 +40,8 @@ from more4d_backend.strag.motion_perception import Guidance
 from more4d_backend.strag.sizes import IMAGE_TOKENS, STRAG_SIZES, StragSize
 from more4d_backend.strag.transformer import StragTransformer
 
+Step = Callable[[], Tensor]
+Wan = WanTransformer3DModel
 Model = TypeVar("Model", bound=nn.Module)
 
 TEXT_TOKENS = 512
@@ -41,6 +55,15 @@ TARGETS = {
 }
 """Ratios that must not be exceeded at full size, all without guidance or compilation below."""
 
+MODELS = ("plain", "unguided", "guided")
+STANDARD = (*MODELS, "plain compiled", "guided compiled")
+COMPILER_OPTIONS = {
+    "compiled": {},
+    "tuned": {"coordinate_descent_tuning": True},
+    "searched": {"coordinate_descent_tuning": True, "max_autotune": True},
+}
+TRIALS = ("joined", "epilogue", "lt")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
@@ -49,7 +72,7 @@ class Variant:
     name: str
     """For the table."""
 
-    step: Callable[[], Tensor]
+    step: Step
     """Runs it."""
 
 
@@ -73,7 +96,11 @@ def main() -> None:
     size = chosen_size(arguments)
     source = random_weights(size, arguments.device)
     inputs = make_inputs(size, arguments)
-    variants = make_variants(source, size, inputs, arguments)
+    # Compiled functions are found by their code, which all variants share.
+    torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportAttributeAccessIssue]
+    maker = VariantMaker(source, size, inputs, arguments)
+    names = dict.fromkeys(("plain", *arguments.variants))
+    variants = [Variant(name=name, step=maker.step(name)) for name in names]
     with torch.no_grad():
         outputs = warm_up(variants)
         if arguments.profile:
@@ -93,11 +120,22 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--no-compile", action="store_true", help="only the eager variants")
+    parser.add_argument("--variants", nargs="+", default=STANDARD, help="see above", type=variant)
     parser.add_argument("--attention", help="diffusers attention backend of our variants")
     parser.add_argument("--profile", action="store_true", help="print each variant's kernels")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     return parser.parse_args()
+
+
+def variant(name: str) -> str:
+    """Return the name of a variant, if there is one."""
+    model, *words = name.split()
+    if model not in MODELS or not {*COMPILER_OPTIONS, *TRIALS}.issuperset(words):
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is none of {', '.join(MODELS)} with words of "
+            f"{', '.join((*COMPILER_OPTIONS, *TRIALS))} behind it."
+        )
+    return name
 
 
 def chosen_size(arguments: argparse.Namespace) -> StragSize:
@@ -156,55 +194,86 @@ def make_inputs(size: StragSize, arguments: argparse.Namespace) -> Inputs:
     )
 
 
-def make_variants(
-    source: StragTransformer, size: StragSize, inputs: Inputs, arguments: argparse.Namespace
-) -> list[Variant]:
-    """Return the baseline and ours, eager and compiled."""
-    device = arguments.device
-    latent_hw = inputs.video.shape[-2:]
-    image = torch.rand(1, 3, 8 * latent_hw[0], 8 * latent_hw[1], device=device)
-    with torch.no_grad():
-        features = source.encode_image(image, (latent_hw[0], latent_hw[1]))
-    guidance = Guidance(features=features, unguided_frame=-1)
-    # The baseline gets as many tokens: its first frame stands for the reference.
-    longer = torch.cat([inputs.video[:, :, :1], inputs.video], dim=2)
+class VariantMaker:
+    """Makes steps of models that share their weights."""
 
-    def plain() -> WanTransformer3DModel:
-        return sharing(lambda: WanTransformer3DModel(**size.wan.config()), source, device)
+    def __init__(
+        self,
+        source: StragTransformer,
+        size: StragSize,
+        inputs: Inputs,
+        arguments: argparse.Namespace,
+    ) -> None:
+        """Take the weights, and make the guidance."""
+        self.source, self.size, self.inputs, self.arguments = source, size, inputs, arguments
+        height, width = inputs.video.shape[-2:]
+        image = torch.rand(1, 3, 8 * height, 8 * width, device=arguments.device)
+        with torch.no_grad():
+            features = source.encode_image(image, (height, width))
+        self.guidance = Guidance(features=features, unguided_frame=-1)
+        # The baseline gets as many tokens: its first frame stands for the reference.
+        self.longer = torch.cat([inputs.video[:, :, :1], inputs.video], dim=2)
+        self.models: dict[str, Wan] = {}
 
-    def ours() -> StragTransformer:
-        model = sharing(lambda: StragTransformer(**size.config()), source, device)
-        if arguments.attention:
-            model.set_attention_backend(arguments.attention)
+    def step(self, name: str) -> Step:
+        """Return what runs a step of the named variant."""
+        base, *words = name.split()
+        kind = " ".join(["plain" if base == "plain" else "ours", *words])
+        if kind not in self.models:
+            self.models[kind] = self.model(base == "plain", words)
+        step = self.call(self.models[kind], base)
+        return with_cublas_lt(step) if "lt" in words else step
+
+    def call(self, model: Wan, base: str) -> Step:
+        """Return what calls a model."""
+        inputs = self.inputs
+        if base == "plain":
+            return lambda: model(self.longer, **inputs.common, return_dict=False)[0]
+        guidance = self.guidance if base == "guided" else None
+        step = partial(model, **inputs.common, guidance=guidance, return_dict=False)
+        return lambda: step(inputs.video, reference_latent=inputs.reference)[0]
+
+    def model(self, plain: bool, words: list[str]) -> Wan:
+        """Make a model, changed and compiled as the words say."""
+        wan, device = self.size.wan.config(), self.arguments.device
+        if plain:
+            model = sharing(lambda: Wan(**wan), self.source, device)
+        else:
+            model = sharing(lambda: StragTransformer(**self.size.config()), self.source, device)
+            if self.arguments.attention:
+                model.set_attention_backend(self.arguments.attention)
+        if "joined" in words:
+            model.fuse_qkv_projections()
+        if "epilogue" in words:
+            blocks: Any = model.blocks
+            for block in blocks:
+                block.ffn.net[0].forward = MethodType(gelu_in_product, block.ffn.net[0])
+        options = [COMPILER_OPTIONS[word] for word in words if word in COMPILER_OPTIONS]
+        if options:
+            model.compile_repeated_blocks(fullgraph=True, options=options[0] or None)
         return model
 
-    def plain_step(model: WanTransformer3DModel) -> Callable[[], Tensor]:
-        return lambda: model(longer, **inputs.common, return_dict=False)[0]
 
-    def our_step(model: StragTransformer, guidance: Guidance | None) -> Callable[[], Tensor]:
-        return lambda: model(
-            inputs.video,
-            **inputs.common,
-            reference_latent=inputs.reference,
-            guidance=guidance,
-            return_dict=False,
-        )[0]
+def gelu_in_product(gelu: Any, hidden_states: Tensor) -> Tensor:
+    """Return what diffusers' GELU returns, from one kernel."""
+    weight, bias = gelu.proj.weight, gelu.proj.bias
+    tokens = hidden_states.flatten(0, 1)
+    activated = torch._addmm_activation(bias, tokens, weight.t(), use_gelu=True)
+    return activated.unflatten(0, hidden_states.shape[:2])
 
-    eager = ours()
-    variants = [
-        Variant(name="plain", step=plain_step(plain())),
-        Variant(name="unguided", step=our_step(eager, None)),
-        Variant(name="guided", step=our_step(eager, guidance)),
-    ]
-    if not arguments.no_compile:
-        compiled_plain, compiled = plain(), ours()
-        compiled_plain.compile_repeated_blocks(fullgraph=True)
-        compiled.compile_repeated_blocks(fullgraph=True)
-        variants += [
-            Variant(name="plain compiled", step=plain_step(compiled_plain)),
-            Variant(name="guided compiled", step=our_step(compiled, guidance)),
-        ]
-    return variants
+
+def with_cublas_lt(step: Step) -> Step:
+    """Return a step that prefers cuBLASLt while it is launched."""
+
+    def run() -> Tensor:
+        before = torch.backends.cuda.preferred_blas_library()
+        torch.backends.cuda.preferred_blas_library("cublaslt")
+        try:
+            return step()
+        finally:
+            torch.backends.cuda.preferred_blas_library(before)
+
+    return run
 
 
 def warm_up(variants: list[Variant]) -> dict[str, Tensor]:
@@ -215,7 +284,7 @@ def warm_up(variants: list[Variant]) -> dict[str, Tensor]:
         for _ in range(WARM_UP):
             outputs[variant.name] = variant.step()
         total = outputs[variant.name].float().abs().sum().item()  # waits for the device
-        print(f"warm-up {variant.name:16s} {time.perf_counter() - start:7.1f} s  sum {total:.4g}")
+        print(f"warm-up {variant.name:32s} {time.perf_counter() - start:7.1f} s  sum {total:.4g}")
     return outputs
 
 
@@ -228,7 +297,7 @@ def measure(variants: list[Variant], repeats: int, device: str) -> dict[str, lis
     return seconds
 
 
-def timed(step: Callable[[], Tensor], device: str) -> float:
+def timed(step: Step, device: str) -> float:
     """Return the seconds of one step."""
     if not device.startswith("cuda"):
         start = time.perf_counter()
@@ -243,20 +312,24 @@ def timed(step: Callable[[], Tensor], device: str) -> float:
 
 
 def profile(variant: Variant) -> None:
-    """Print where the time of one step goes."""
+    """Print the kernels that one step spends its time in."""
+    on_cuda = torch.cuda.is_available()
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
+    if on_cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
         variant.step()
-        if torch.cuda.is_available():
+        if on_cuda:
             torch.cuda.synchronize()
-    order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    print(f"--- {variant.name}")
-    table = profiler.key_averages().table(
-        sort_by=order, row_limit=30, max_name_column_width=90, header=None
-    )
-    print(table)
+    times = [
+        (event.self_device_time_total if on_cuda else event.self_cpu_time_total, event)
+        for event in profiler.key_averages()
+        if not on_cuda or event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    times.sort(key=lambda pair: pair[0], reverse=True)
+    print(f"\n--- {variant.name}: {sum(time for time, _ in times) / 1000:.2f} ms in all")
+    for microseconds, event in times[:25]:
+        print(f"{microseconds / 1000:9.3f} ms {event.count:5d}x  {event.key[:110]}")
 
 
 def report(
@@ -274,20 +347,21 @@ def report(
     print(f"torch {torch.__version__}, {device_name(arguments.device)}")
     for name, values in seconds.items():
         print(
-            f"{name:16s} {1000 * median[name]:9.1f} ms  (min {1000 * min(values):.1f}, "
-            f"max {1000 * max(values):.1f})  {median[name] / median['plain']:.3f} of plain"
+            f"{name:32s} {1000 * median[name]:9.1f} ms  (min {1000 * min(values):.1f}, "
+            f"max {1000 * max(values):.1f})  {median[name] / median['plain']:.4f} of plain"
         )
     ratios = {}
     for what, target in TARGETS.items():
         above, below = what.split(" / ")
-        if above in median:
+        if above in median and below in median:
             ratios[what] = median[above] / median[below]
             told = "met" if ratios[what] <= target else "MISSED"
             print(f"{what:26s} {ratios[what]:.4f}  target {target:.2f}: {told}")
-    for name in ("plain", "guided"):
-        if f"{name} compiled" in outputs:
-            eager, compiled = outputs[name].float(), outputs[f"{name} compiled"].float()
-            print(f"{name} compiled is off by {((compiled - eager).norm() / eager.norm()):.2e}")
+    for name, output in outputs.items():
+        eager = outputs.get(name.split()[0])
+        if eager is not None and eager is not output:
+            off = (output.float() - eager.float()).norm() / eager.float().norm()
+            print(f"{name} is off by {off:.2e}")
     if arguments.device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated() / (1 << 30)
         print(f"peak memory {peak:.1f} GiB")
