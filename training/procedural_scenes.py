@@ -21,7 +21,7 @@ from more4d_backend.synthetic_layout import (
     sky_texture,
 )
 from more4d_backend.synthetic_motions import Vector
-from more4d_backend.synthetic_surfaces import Pattern
+from more4d_backend.synthetic_surfaces import Pattern, Texture
 
 from .procedural_actors import COLORS, KINDS, PATTERNS, Place, actor_texture
 from .procedural_words import STILL, Amounts, Word
@@ -118,6 +118,12 @@ class ProceduralSettings:
             chosen = getattr(self, name)
             if not chosen or not set(chosen) <= set(known):
                 raise SettingsError(f"{name} is {chosen}; expected some of {', '.join(known)}.")
+        possible = {w.family for kind in self.kinds for w in KINDS[kind].words}
+        if not self.families or not set(self.families) <= possible:
+            raise SettingsError(
+                f"families is {self.families}; with these kinds expected some of "
+                f"{', '.join(sorted(possible))}."
+            )
         if self.size.num_frames < 2:
             raise SettingsError("size has 1 frame; expected 5 or more, or nothing can move.")
         if self.samples < 1:
@@ -293,10 +299,12 @@ def _scenery(dice: Dice, setting: str) -> list[SyntheticObject]:
     chosen: dict[str, Pattern] = {}
     for thing in objects:  # walls of one room look alike
         chosen.setdefault(thing.name, Pattern(dice.below(len(Pattern))))
-    return [
-        replace(thing, texture=replace(thing.texture, pattern=chosen[thing.name]))
-        for thing in objects
-    ]
+    finer, sharpness = dice.between(1.0, 2.4), dice.between(1.2, 3.5)
+
+    def texture(old: Texture, pattern: Pattern) -> Texture:
+        return replace(old, pattern=pattern, frequency=old.frequency * finer, sharpness=sharpness)
+
+    return [replace(o, texture=texture(o.texture, chosen[o.name])) for o in objects]
 
 
 def _one_of(dice: Dice, choices: tuple[str, ...]) -> str:
@@ -343,7 +351,7 @@ def _cast(
         raise _NoRoom
     # Half of those that could be bodies of parts are solids, or the screen would be full of them.
     solids = [k for k in kinds if not KINDS[k].jointed]
-    chosen = solids if solids and dice.below(4) else kinds
+    chosen = solids if solids and dice.below(2) else kinds
     kind = chosen[dice.below(len(chosen))]
     words = [w for w in words if w is STILL or (w in KINDS[kind].words and w.phrase not in taken)]
     if not words:

@@ -1,9 +1,9 @@
 """A picture of training samples: one row each, under its caption.
 
-Columns: frames 0, half and last; depth of frame 0 (near is bright); motion of frame 0's pixels to
-half and to the end (hue: direction, and arrows); which pixels of frame 0 are hidden at the end
-(blue) ; the last frame of the second path, true, and rendered from frame 0's tracks with its holes
-in magenta.
+Columns: frames 0, a quarter and last; depth of frame 0 (near is bright); motion of the pixels of
+frame 0 to the quarter and to the end (hue: direction, and arrows); which of them are hidden at the
+end (blue); the last frame of the second path, true, and rendered from the tracks with its holes in
+magenta.
 """
 
 import colorsys
@@ -38,16 +38,16 @@ def procedural_sheet(samples: Sequence[TrainingSample]) -> "Image":
 
 def _row(sample: TrainingSample) -> Float[Tensor, "frame height width 3"]:
     video = sample.video.float() / 255
-    half, last = sample.size_fhw[0] // 2, sample.size_fhw[0] - 1
+    quarter, last = sample.size_fhw[0] // 4, sample.size_fhw[0] - 1
     disparity = sample.depth.amin() / sample.depth
     hidden = torch.lerp(video[0], video.new_tensor(_HIDDEN), 0.75)
     seen = sample.visibility[last][..., None]
     pictures = [
         video[0],
-        video[half],
+        video[quarter],
         video[last],
         disparity[..., None].expand(-1, -1, 3),
-        _motion_picture(sample, half),
+        _motion_picture(sample, quarter),
         _motion_picture(sample, last),
         torch.where(seen, video[0], hidden),
     ]

@@ -13,7 +13,7 @@ import os
 import tarfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from more4d_backend.files import FileFormatError, replacing
 from more4d_backend.scene import Cameras
 
 from .lossless_video import decode_video, encode_video
-from .samples import SampleError, SampleSize, TrainingSample, check_sample, fit_sample
+from .samples import SampleError, SampleObject, SampleSize, TrainingSample, check_sample, fit_sample
 
 FORMAT = "more4d-training-sample"
 VERSION = 1
@@ -71,6 +71,7 @@ def _encoded(sample: TrainingSample) -> dict[str, bytes]:
         "height": height,
         "width": width,
         "novel": sample.novel_video is not None,
+        "objects": [asdict(thing) for thing in sample.objects],
     }
     tensors = {
         "depth": sample.depth.float(),
@@ -79,6 +80,8 @@ def _encoded(sample: TrainingSample) -> dict[str, bytes]:
         "world_to_camera": sample.cameras.world_to_camera.float(),
         "intrinsics": sample.cameras.intrinsics.float(),
     }
+    if sample.object_index is not None:
+        tensors["object_index"] = sample.object_index
     files = {"mp4": encode_video(sample.video, sample.fps)}
     if sample.novel_video is not None and sample.novel_cameras is not None:
         tensors["novel_world_to_camera"] = sample.novel_cameras.world_to_camera.float()
@@ -100,6 +103,7 @@ class _About:
     height: int
     width: int
     novel: bool
+    objects: list
 
     @classmethod
     def parsed(cls, data: bytes, where: str) -> "_About":
@@ -203,11 +207,23 @@ def _read(entry: _Entry) -> TrainingSample:
             cameras=_cameras(tensors, "", about),
             novel_video=novel_video,
             novel_cameras=_cameras(tensors, "novel_", about) if about.novel else None,
+            objects=_objects(about),
+            object_index=tensors["object_index"] if about.objects else None,
         )
     except (KeyError, ValueError) as e:
         raise FileFormatError(f"The tensors of {where} are not what they must be: {e}") from e
     check_sample(sample)
     return sample
+
+
+def _objects(about: _About) -> tuple[SampleObject, ...]:
+    try:
+        return tuple(
+            SampleObject(**{**thing, "direction": tuple(map(float, thing["direction"]))})
+            for thing in about.objects
+        )
+    except TypeError as e:
+        raise ValueError(f"objects is {about.objects!r}: {e}") from e
 
 
 def _unpacked(bits: Tensor, about: _About) -> Tensor:

@@ -91,6 +91,7 @@ def test_the_layout_is_the_documented_one(shard):
         "height": 16,
         "width": 32,
         "novel": True,
+        "objects": [],
     }
     assert {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items()} == {
         "depth": ("torch.float32", (16, 32)),
