@@ -218,7 +218,9 @@ def _oracle_scene(
     scene = sample.scene()
     assert isinstance(scene.points, PointTracks)
     positions = denormalize_motion(motion, scene.points.positions[0], sample.cameras, normalization)
-    return replace(scene, points=replace(scene.points, positions=positions.float()))
+    visibility = scene.points.visibility[:1].expand_as(scene.points.visibility)
+    tracks = replace(scene.points, positions=positions.float(), visibility=visibility)
+    return replace(scene, points=tracks)
 
 
 def _only_objects(

@@ -80,6 +80,17 @@ def test_the_choice_of_the_world_changes_nothing(scenes, moving_square, with_pos
     assert means("turned") == pytest.approx(means("good"), abs=1e-3)
 
 
+def test_the_scale_of_a_prediction_is_free_within_thresholds(scenes, moving_square, with_positions):
+    truth = moving_square(0.1)
+    save_scene(scenes / "twice.safetensors", with_positions(truth, 2 * truth.points.positions))
+    pair = ScenePair(
+        name="a", predicted=(scenes / "twice.safetensors",), truth=scenes / "truth.safetensors"
+    )
+    means = evaluate([pair])[0].means()
+    assert means["within thresholds"] == 1
+    assert means["relative error"] == pytest.approx(1, abs=1e-3)
+
+
 def test_predicted_visibility_is_judged(scenes, moving_square):
     truth = moving_square(0.1)
     visibility = torch.ones_like(truth.points.visibility)

@@ -73,6 +73,34 @@ def test_motion_is_scaled_with_its_input(square):
     )
 
 
+def test_every_weight_is_the_product_of_four_and_stays_inside_the_image():
+    generator = torch.Generator().manual_seed(0)
+    motion = torch.randn(2, 5, 6, 3, generator=generator)
+    image = torch.rand(5, 6, 3, generator=generator)
+    depth = 1 + 0.1 * torch.rand(5, 6, generator=generator)
+    s = EdgeSnapping(radius_px=2)
+    size = motion.square().sum((0, 3))
+    typical = size.square().sum() / size.sum()
+    places = [(y, x) for y in range(5) for x in range(6)]
+
+    def unsteadiness(y, x):
+        near = [(v, u) for v, u in places if abs(v - y) + abs(u - x) == 1]
+        return max((motion[:, v, u] - motion[:, y, x]).square().sum() for v, u in near) / typical
+
+    def weight(y, x, v, u):
+        far = ((v - y) ** 2 + (u - x) ** 2) / s.distance_sigma_px**2
+        color = (image[v, u] - image[y, x]).square().sum() / s.color_sigma**2
+        level = ((depth[v, u] / depth[y, x]).log() / s.depth_sigma) ** 2
+        return torch.exp(-(far + color + level) / 2) / (1 + unsteadiness(v, u) / s.steady**2)
+
+    snapped = snap_motion_to_edges(motion, image, depth, s)
+    for y, x in [(0, 0), (2, 3), (4, 5)]:
+        near = [(v, u) for v, u in places if abs(v - y) <= 2 and abs(u - x) <= 2]
+        weights = [weight(y, x, v, u) for v, u in near]
+        mean = sum(w * motion[:, v, u] for w, (v, u) in zip(weights, near, strict=True))
+        torch.testing.assert_close(snapped[:, y, x], mean / sum(weights), atol=1e-5, rtol=1e-5)
+
+
 def test_the_unit_of_depth_does_not_matter(square):
     motion, image, depth = square
     soft = blurred(motion)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d, pad
 
 from more4d_backend.depth import DepthPrediction
 from more4d_backend.sampling import SamplingError
@@ -66,6 +67,17 @@ def test_the_motion_vae_is_measured_as_it_comes_and_snapped(samples):
     assert [row.name for row in snapped.rows] == [sample.name for sample in samples]
 
 
+def test_snapping_is_what_the_second_table_measures(samples):
+    class Blur(ScalingVae):
+        def decode(self, latent):
+            frames = pad(latent[0].transpose(0, 1), (2, 2, 2, 2), mode="replicate")
+            return avg_pool2d(frames, 5, stride=1).transpose(0, 1)[None]
+
+    raw, snapped = evaluate_motion_vae(Blur(1.0), samples, OWN)
+    assert raw.mean("R") > 0.3
+    assert snapped.mean("R") < 0.8 * raw.mean("R")
+
+
 def test_a_sample_whose_motion_is_lost_is_named(samples):
     class Broken(ScalingVae):
         calls = 0
@@ -120,8 +132,9 @@ def test_an_oracle_that_saw_this_very_sample_is_nearly_exact(samples):
         oracle = word_motions([sample], OWN.motion)
         reports = evaluate_strag(pipeline, [sample], StragEvaluation(num_samples=1), oracle)
         (mean,) = [r for r in reports if "mean motion" in r.title]
-        # Measured 0.01 to 0.15: articulated actors and perspective are not affine.
-        assert mean.mean("relative error") < 0.25
+        # Measured 0.000 over 14 samples, but for articulated actors, which are not affine: 0.033.
+        assert mean.mean("relative error") < 0.05
+        assert mean.mean("average Jaccard") is None  # words say nothing of visibility
 
 
 def test_the_mean_and_the_best_of_the_samples_are_told(samples):
