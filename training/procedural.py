@@ -74,18 +74,17 @@ def render_sample(
     """Cast the rays of a drawn scene: two videos, and the tracks of frame 0."""
     world, size = scene.world, settings.size
     shape = size.num_frames, size.height, size.width
-    # Cameras check themselves on the CPU: made there, they cost the device no wait.
+    # Cameras check themselves on the CPU, so the device waits for each: all are made first.
     cameras = world.cameras(*shape)
-    on_device = cameras.to(device)
-    view = world.view(on_device, samples=settings.samples)
-    tracks = world.tracks(on_device, first=view)
-    motion = tracks.motion.reshape(*shape, 3)
-    actor_of = torch.tensor([*scene.actor_of, -1], dtype=torch.int8).to(device)
-    novel_cameras, novel_video = None, None
+    on_device, novel_cameras, novel_video = cameras.to(device), None, None
     if scene.novel_path is not None:
         start, path = cameras.frames([0]), scene.path_settings
         novel_cameras = make_path(scene.novel_path, start, shape[0], settings=path).to(device)
         novel_video = _bytes(world.view(novel_cameras, samples=settings.samples).rgb)
+    view = world.view(on_device, samples=settings.samples)
+    tracks = world.tracks(on_device, first=view)
+    motion = tracks.motion.reshape(*shape, 3)
+    actor_of = torch.tensor([*scene.actor_of, -1], dtype=torch.int8).to(device)
     return TrainingSample(
         name=f"procedural-{seed:09d}",
         caption=scene.caption,

@@ -365,8 +365,11 @@ class TrainingBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "TrainingBatch":
-        """Return a copy in page-locked memory; the data loader calls this."""
-        return self._map(Tensor.pin_memory)
+        """Return a copy in page-locked memory; the data loader calls this.
+
+        What was made on a device stays there.
+        """
+        return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def _map(self, change) -> "TrainingBatch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
