@@ -88,7 +88,7 @@ class ProceduralSettings:
     )
     """Camera paths of the second video, by name. Empty: no second video."""
 
-    novel_amplitude: tuple[float, float] = (0.15, 0.5)
+    novel_amplitude: tuple[float, float] = (0.1, 0.4)
     """Range of their amplitude."""
 
     samples: int = 2

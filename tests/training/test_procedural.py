@@ -240,3 +240,30 @@ def test_settings_that_cannot_be_met_are_refused(as_users_run_it):
     crowded = replace(SMALL, num_actors=(8, 8), radius=(0.3, 0.4))
     with pytest.raises(SettingsError, match="had room for"):
         draw_scene(0, crowded)
+
+
+def test_words_mean_what_the_viewer_sees():
+    """+x is right, +y down, +z away from the viewer."""
+    times = torch.tensor([0.0, 0.3])
+    top = torch.tensor([0.0, -1.0, 0.0, 1.0]).double()
+    near = torch.tensor([0.0, 0.0, -1.0, 1.0]).double()
+    signs = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
+    signs |= {"comes closer": (2, -1), "moves away": (2, 1), "falls": (1, 1)}
+    for phrase, word in WORDS.items():
+        kind = next(k for k in KINDS if word is STILL or word in KINDS[k].words)
+        start, end = placed(kind, phrase, times)[:, {"stalk": 4, "figure": 2}.get(kind, 0)]
+        moved = (end - start)[:3]
+        if word.family == "spin":
+            yaw_free = start[:3, :3].T  # the actor's resting turn is not part of the spin
+            turn = torch.eye(4).double()
+            turn[:3, :3] = end[:3, :3] @ yaw_free
+            if "clockwise" in phrase:
+                assert (turn @ top)[0] * (-1 if "counter" in phrase else 1) > 0.05
+            else:
+                assert (turn @ near)[0] * (-1 if "left" in phrase else 1) > 0.05
+        elif phrase.startswith(("bounces", "falls")):
+            assert moved[1, 3] * (1 if "falls" in phrase else -1) > 0
+        else:
+            for said, (axis, sign) in signs.items():
+                if phrase.split("first ")[-1].endswith(said):
+                    assert moved[axis, 3] * sign > 0.005, phrase
