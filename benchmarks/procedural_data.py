@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from more4d_backend.camera_paths import make_path
 from training.procedural import PROCEDURAL_RECIPES, procedural_sample
-from training.procedural_scenes import ProceduralSettings, draw_scene
+from training.procedural_scenes import draw_scene
+from training.procedural_settings import ProceduralSettings
 
 _T = TypeVar("_T")
 

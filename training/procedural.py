@@ -21,7 +21,8 @@ from more4d_backend.camera_paths import make_path
 from more4d_backend.files import replacing
 from more4d_backend.scene import Cameras
 
-from .procedural_scenes import ProceduralScene, ProceduralSettings, draw_scene
+from .procedural_scenes import ProceduralScene, draw_scene
+from .procedural_settings import ProceduralSettings
 from .samples import SampleSize, TrainingSample
 from .shards import write_shard
 

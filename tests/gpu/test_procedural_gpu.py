@@ -17,7 +17,7 @@ def tensors_of(sample):
 
 @pytest.fixture(scope="module")
 def settings():
-    from training.procedural_scenes import ProceduralSettings
+    from training.procedural_settings import ProceduralSettings
     from training.samples import SampleSize
 
     return ProceduralSettings(size=SampleSize(num_frames=9, height=96, width=128))

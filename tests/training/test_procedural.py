@@ -18,7 +18,8 @@ from training.procedural import (
     write,
 )
 from training.procedural_actors import COLORS, KINDS, Place, actor_texture
-from training.procedural_scenes import ProceduralSettings, draw_scene
+from training.procedural_scenes import draw_scene
+from training.procedural_settings import ProceduralSettings
 from training.procedural_words import STILL, WORDS, Amounts
 from training.samples import SampleSize, check_sample
 from training.settings import SettingsError
