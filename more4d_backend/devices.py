@@ -269,15 +269,24 @@ def out_of_memory_message(plan: DevicePlan, sizes: RunSizes, free: int) -> str:
     return f"{told} These need less: {', '.join(smaller)}. Close other programs, or choose one."
 
 
+def check_memory_mode(mode: MemoryMode | None, device: torch.device) -> None:
+    """Refuse a mode that a device cannot have; `plan_devices` does, but after loading.
+
+    Raises:
+        DevicePlanError: offloading was asked for where host and device share one memory.
+    """
+    if device.type != "cuda" and mode not in (None, "resident"):
+        raise DevicePlanError(
+            f"memory_mode is {mode!r}, but {device.type} computes in the host's "
+            "memory: there is nothing to offload to. Use resident."
+        )
+
+
 def _allowed_modes(
     state: DeviceState, sizes: RunSizes, requested: MemoryMode | None
 ) -> tuple[MemoryMode, ...]:
+    check_memory_mode(requested, state.device)
     if state.device.type != "cuda":
-        if requested not in (None, "resident"):
-            raise DevicePlanError(
-                f"memory_mode is {requested!r}, but {state.device.type} computes in the host's "
-                "memory: there is nothing to offload to. Use resident."
-            )
         return ("resident",)
     if requested is not None:
         return (requested,)

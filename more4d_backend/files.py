@@ -1,11 +1,18 @@
 """Output that is whole or absent, and the error that every reader raises."""
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL_IN_TEXT = _FULL | ({112, 39} if os.name == "nt" else set())
+"""Windows' own numbers for a full disk."""
 
 
 class FileFormatError(ValueError):
@@ -24,7 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     fails, what was written is removed and an older file at `path` stays as it was.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be made or written, or its disk is full.
     """
     path = Path(path)
     if path.is_dir():
@@ -39,8 +46,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except (OSError, SafetensorError) as e:
+        if not _says_full(e):
+            raise
+        raise OutputError(
+            f"{path} could not be written: no space is left for it. Free some, or choose another "
+            "output folder."
+        ) from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _says_full(error: Exception) -> bool:
+    # Rust's errors keep the number only in their text.
+    number = error.errno if isinstance(error, OSError) else None
+    return number in _FULL or any(f"(os error {full})" in str(error) for full in _FULL_IN_TEXT)
 
 
 @contextmanager

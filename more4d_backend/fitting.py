@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from .scene import Cameras
@@ -94,6 +94,17 @@ def fit_to_size(
         rows=slice(max(top, 0), min(top + scaled_hw[0], size_hw[0])),
         columns=slice(max(left, 0), min(left + scaled_hw[1], size_hw[1])),
     )
+
+
+def extended_to_multiple(
+    video: Shaped[Tensor, "frame height width *channel"], multiple: int
+) -> Shaped[Tensor, "frame larger_height larger_width *channel"]:
+    """Repeat a video's last row and last column until its size is a multiple of a number."""
+    rows, columns = (
+        torch.arange(-(-size // multiple) * multiple, device=video.device).clamp(max=size - 1)
+        for size in video.shape[1:3]
+    )
+    return video[:, rows][:, :, columns]
 
 
 def _resized_colors(image: Tensor, size_hw: tuple[int, ...]) -> Tensor:

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from more4d_backend.files import OutputError, replacing
 
@@ -32,3 +33,29 @@ def test_a_place_that_cannot_be_written_is_refused_before_work_starts(tmp_path):
         pytest.fail("the block ran")
     with pytest.raises(OutputError, match="is a folder"), replacing(tmp_path):
         pytest.fail("the block ran")
+
+
+def write_a_scene(path):
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({"a": torch.zeros(100_000)}, temporary)
+
+
+def write_bytes(path):
+    with replacing(path) as temporary:
+        temporary.write_bytes(bytes(100_000))
+
+
+@pytest.mark.parametrize("write", [write_a_scene, write_bytes])
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, write):
+    # A limit on file sizes makes the same system calls fail as a full disk does.
+    resource = pytest.importorskip("resource", reason="file sizes are limited on Unix only")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OutputError, match="no space is left"):
+            write(tmp_path / "a.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

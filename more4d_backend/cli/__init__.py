@@ -23,18 +23,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     command = tyro.cli(
         COMMANDS,
-        prog="more4d",
+        prog="python -m more4d_backend",
         description="4D scenes from one image or one video. Each command has its own --help. "
         "Add --debug to any command for details and, after an error, the place in the code.",
         args=[argument for argument in arguments if argument != "--debug"],
     )
     try:
         return command.run()
-    except (ValueError, OSError, ImportError) as e:
+    except (ValueError, OSError, ImportError, MemoryError) as e:
         if "--debug" in arguments:
             raise
-        LOGGER.error("%s", e)
+        LOGGER.error("%s", _in_words(e))
         return 2
     except KeyboardInterrupt:
         LOGGER.error("Interrupted. Outputs that were finished before are whole.")
         return 130
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"There is no file {error.filename}."
+    if isinstance(error, IsADirectoryError) and error.filename is not None:
+        return f"{error.filename} is a folder; expected a file."
+    return str(error)

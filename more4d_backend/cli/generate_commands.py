@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from ..devices import DeviceRequest, MemoryMode
+from ..devices import Attention, DeviceRequest, MemoryMode
 from ..files import FileFormatError
 from ..fitting import Fit
 from ..generation import (
@@ -20,6 +20,7 @@ from ..generation import (
     find_files,
     image_to_4d_video,
 )
+from ..rendering import RenderSettings
 from ..sampling import Progress, Sampler, SamplingSettings
 from ..strag.pipeline import StragSettings
 from ..strag.profile import OWN, RELEASED
@@ -31,7 +32,8 @@ from .render_commands import PathOptions
 
 LOGGER = logging.getLogger(__name__)
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
+_SWITCH = {"auto": None, "on": True, "off": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +58,46 @@ class SamplingOptions:
     sampler: Sampler = "euler"
     """The released one is euler; unipc and dpm++ need about half the steps."""
 
+    guided_fraction: float = 1.0
+    """Guide only this leading part of the steps (CFG-skip): 0.7 saves 15 % of the time.
+    benchmarks/step_cache.py measures the error."""
+
     negative_prompt: str = ""
     """What guidance moves away from."""
+
+    motion_perception: bool = True
+    """Guide the motion by features of the photo; --no-motion-perception to see what they do."""
+
+    snap_to_edges: Literal["auto", "on", "off"] = "auto"
+    """Sharpen the motion along the edges of photo and depth; auto: as the weights' profile says."""
+
+    fps: float = 8.0
+    """Frames per second of the scene and its videos; the released data has 8."""
+
+    window_frames: int = 49
+    """Frames whose holes are filled at one time, 4k + 1; longer videos are filled in windows."""
+
+    overlap_frames: int = 9
+    """Frames that a window shares with the one before it."""
 
     paste_known_pixels: bool = False
     """Put the rendered pixels back over the completed video, with a feathered seam."""
 
+    feather_px: int = 8
+    """Width of that seam."""
+
     complete: bool = True
     """Fill the holes; --no-complete stops at the renders."""
 
-    def settings(self, prompt: str, cameras: PathOptions) -> GenerationSettings:
+    def settings(
+        self, prompt: str, cameras: PathOptions, depth: DepthOptions, device: str
+    ) -> GenerationSettings:
         """Join all settings of a generation."""
         sampling = SamplingSettings(
-            num_steps=self.num_steps, guidance_scale=self.guidance_scale, sampler=self.sampler
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            sampler=self.sampler,
+            guided_fraction=self.guided_fraction,
         )
         return GenerationSettings(
             prompt=prompt,
@@ -78,15 +107,24 @@ class SamplingOptions:
                 num_frames=self.num_frames,
                 size_hw=self.size_hw,
                 fit=self.fit,
+                max_depth=depth.max_depth,
+                drop_edges=depth.drop_edges,
                 negative_prompt=self.negative_prompt,
+                motion_perception=self.motion_perception,
+                snap_to_edges=_SWITCH[self.snap_to_edges],
+                fps=self.fps,
                 sampling=sampling,
             ),
             vism=VismSettings(
                 sampling=sampling,
                 negative_prompt=self.negative_prompt,
+                window_frames=self.window_frames,
+                overlap_frames=self.overlap_frames,
                 paste_known_pixels=self.paste_known_pixels,
+                feather_px=self.feather_px,
             ),
             path=cameras.settings(),
+            render=RenderSettings(device=device),
             complete=self.complete,
         )
 
@@ -114,8 +152,24 @@ class ModelOptions:
     memory_mode: MemoryMode | None = None
     """resident, model-offload, block-offload or fp8. Default: the fastest exact one that fits."""
 
+    vae_tiling: Literal["auto", "on", "off"] = "auto"
+    """Encode and decode videos in tiles: less memory, slower, and seams may show."""
+
+    sequential_cfg: Literal["auto", "on", "off"] = "auto"
+    """Run the two halves of guidance one after the other: less memory, a bit slower."""
+
+    attention: Attention | Literal["measure"] = "native"
+    """Attention kernel. measure: time torch's own at the run's size, and take the fastest."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of computation. auto: bfloat16 where the device has it."""
+
     compile_blocks: bool = False
     """Compile the transformers' blocks: a minute slower to start, faster per step."""
+
+    step_cache: float | None = None
+    """Skip most of a step when its first block says nearly the same as in the step before:
+    0.05 skips few steps, 0.2 many. Changes the result; benchmarks/step_cache.py says how much."""
 
     def load(self, *, complete: bool) -> Models:
         """Find the files; networks are loaded when their stage comes."""
@@ -134,7 +188,22 @@ class ModelOptions:
             profile={"released": RELEASED, "own": OWN}[self.profile],
             lora_weight=self.lora_weight,
             compile_blocks=self.compile_blocks,
-            request=DeviceRequest(device=self.device, memory_mode=self.memory_mode),
+            step_cache=self.step_cache,
+            measure_attention=self.attention == "measure",
+            request=self.request(),
+        )
+
+    def request(self) -> DeviceRequest:
+        """Return where and how to compute."""
+        import torch
+
+        return DeviceRequest(
+            device=self.device,
+            dtype=None if self.dtype == "auto" else getattr(torch, self.dtype),
+            memory_mode=self.memory_mode,
+            attention="native" if self.attention == "measure" else self.attention,
+            vae_tiling=_SWITCH[self.vae_tiling],
+            sequential_cfg=_SWITCH[self.sequential_cfg],
         )
 
 
@@ -182,7 +251,7 @@ class Generate:
         self.cameras.check()
         jobs = self._jobs()
         models = self.models.load(complete=self.sampling.complete)
-        if len(jobs) == 1 and self.source.suffix.lower() in _IMAGE_SUFFIXES:
+        if not self._is_batch:
             self._generate(jobs[0], models, self.output)
             return 0
         failed: list[str] = []
@@ -197,29 +266,40 @@ class Generate:
         LOGGER.info("%d of %d done.", len(jobs) - len(failed), len(jobs))
         return 1 if failed else 0
 
+    @property
+    def _is_batch(self) -> bool:
+        return self.source.is_dir() or self.source.suffix.lower() == ".csv"
+
     def _jobs(self) -> list[Job]:
+        if not self.source.exists():
+            raise FileFormatError(f"{self.source} is not there; expected a photo, folder or CSV.")
         if self.source.suffix.lower() == ".csv":
-            return _read_csv(self.source, self.prompt)
+            return _with_own_folders(_read_csv(self.source, self.prompt), self.source)
         if self.prompt is None:
             raise ValueError("--prompt is missing: say what moves in the photo, and where to.")
         if self.source.is_dir():
             images = sorted(p for p in self.source.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
             if not images:
-                raise FileFormatError(f"{self.source} holds no picture ({_IMAGE_SUFFIXES}).")
-            return [Job(image=path, prompt=self.prompt) for path in images]
+                raise FileFormatError(
+                    f"{self.source} holds no picture ({', '.join(_IMAGE_SUFFIXES)})."
+                )
+            jobs = [Job(image=path, prompt=self.prompt) for path in images]
+            return _with_own_folders(jobs, self.source)
         return [Job(image=self.source, prompt=self.prompt)]
 
     def _generate(self, job: Job, models: Models, folder: Path) -> None:
+        from ..devices import detect_device
         from ..image_files import load_image
 
         options = self.depth_options
         if job.depth is not None:
             options = replace(options, depth=job.depth)
+        device = str(detect_device(self.models.device).device)
         outputs = image_to_4d_video(
             load_image(job.image),
-            options.source(self.models.device or "cpu"),
+            options.source(device),
             models,
-            self.sampling.settings(job.prompt, self.cameras),
+            self.sampling.settings(job.prompt, self.cameras, options, device),
             folder,
             report=_bars(),
         )
@@ -257,9 +337,16 @@ def _read_csv(path: Path, prompt: str | None) -> list[Job]:
                 depth=str(path.parent / depth) if depth else None,
             )
         )
+    return jobs
+
+
+def _with_own_folders(jobs: list[Job], source: Path) -> list[Job]:
+    """Refuse pictures whose results would go into one folder."""
     stems = [job.image.stem for job in jobs]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
-        raise FileFormatError(f"{path} has several images named {', '.join(twice)}: they would "
-                              "share a folder. Rename them.")  # fmt: skip
+        raise FileFormatError(
+            f"{source} has several images named {', '.join(twice)}: they would share a folder. "
+            "Rename them."
+        )
     return jobs

@@ -16,22 +16,27 @@ from ..camera_sources import check_source, path_from, source_label
 from ..contact_sheet import contact_sheet
 from ..depth import DepthProvider, lift_prediction
 from ..depth_files import load_depth, save_depth_exr
+from ..devices import describe
 from ..files import replacing
+from ..fitting import extended_to_multiple
 from ..image_files import load_image, save_image, to_bytes
-from ..latents import check_video_size
+from ..latents import PIXELS_PER_TOKEN, check_video_size
 from ..rendering import RenderSettings, hole_mask, render
 from ..sampling import Progress
 from ..scene_files import load_scene, save_scene
 from ..strag.pipeline import StragSettings
 from ..text import check_prompt
-from ..video_files import load_video, save_mask_video, save_video
+from ..video_files import load_mask_video, load_video, save_mask_video, save_video
 from ..vism.pipeline import VismPipeline, VismSettings
+from ..wan_pipeline import WanPipeline
+from ..windows import plan_windows
 from .models import Models
-from .run_record import RunRecord
+from .run_record import RunRecord, only_run_in
 
 SCENE_FILE = "scene.safetensors"
 SHEET_FILE = "contact-sheet.png"
 _IMAGE, _DEPTH, _CAMERA = "image.png", "depth.exr", "camera.npz"
+_MAX_SEED = 2**63
 
 Report = Callable[[str], Progress | None]
 """Gives the progress callback of a stage that begins; raising from it interrupts."""
@@ -123,12 +128,33 @@ def image_to_4d_video(
         ValueError, OSError, MemoryError: a stage cannot be done; earlier stages stay reusable.
     """
     # 1. Refuse what cannot work before anything slow starts.
+    _check(settings)
+    with only_run_in(folder):
+        about = {"generation": settings, "depth": depth.name, "models": models}
+        return _run_stages(RunRecord(folder, about), image, depth, models, settings, report)
+
+
+def _check(settings: GenerationSettings) -> None:
     check_prompt(settings.prompt)
     for source in settings.cameras:
         check_source(source)
-    strag = settings.strag
+    strag, vism = settings.strag, settings.vism
     check_video_size(strag.num_frames, *strag.size_hw)
-    record = RunRecord(folder, {"generation": settings, "depth": depth.name})
+    plan_windows(strag.num_frames, vism.window_frames, vism.overlap_frames)
+    if not 0 <= settings.seed < _MAX_SEED:
+        raise ValueError(f"seed is {settings.seed}; expected 0 to {_MAX_SEED - 1}.")
+    if strag.max_depth is not None and not strag.max_depth > 0:
+        raise ValueError(f"max_depth is {strag.max_depth}; expected a positive number.")
+
+
+def _run_stages(
+    record: RunRecord,
+    image: Float[Tensor, "height width 3"],
+    depth: DepthSource,
+    models: Models,
+    settings: GenerationSettings,
+    report: Report,
+) -> list[CameraOutputs]:
     # 2. Depth: where the points start.
     _lift(record, image, depth, settings)
     # 3. Motion: where they go.
@@ -179,7 +205,7 @@ def _generate_scene(
 ) -> None:
     folder, strag = record.folder, settings.strag
 
-    def make() -> None:
+    def make() -> dict[str, str]:
         generator = torch.Generator().manual_seed(settings.seed)
         with models.strag(strag.num_frames, strag.size_hw) as pipeline:
             scene = pipeline.generate(
@@ -191,9 +217,16 @@ def _generate_scene(
                 generator=generator,
                 progress=report("motion"),
             )
+            chosen = _plan_of(pipeline)
         save_scene(folder / SCENE_FILE, scene)
+        return chosen
 
-    details = {"prompt": settings.prompt, "seed": settings.seed, "strag": strag}
+    details = {
+        "prompt": settings.prompt,
+        "seed": settings.seed,
+        "strag": strag,
+        "models": models.strag_settings(),
+    }
     inputs = [folder / _IMAGE, folder / _DEPTH, folder / _CAMERA]
     record.stage("scene", details, inputs, (SCENE_FILE,), make, weights=models.strag_sha256())
 
@@ -215,7 +248,8 @@ def _render_camera(
     details = {
         "camera": source,
         "path": settings.path,
-        "render": settings.render,
+        # Where and how many at once changes no picture.
+        "render": replace(settings.render, device=None, chunk_frames=None),
         "grow_holes_px": settings.grow_holes_px,
     }
     inputs = [folder / SCENE_FILE] + ([Path(source)] if Path(source).is_file() else [])
@@ -233,18 +267,17 @@ def _complete_cameras(
     report: Report,
 ) -> list[CameraOutputs]:
     """Fill the holes of every camera; the networks are loaded once, and only if one needs them."""
-    weights = models.vism_sha256()
     with ExitStack() as stack:
         loaded: list[VismPipeline] = []
 
-        def pipeline() -> VismPipeline:
+        def pipeline(num_frames: int, size_hw: tuple[int, int]) -> VismPipeline:
             if not loaded:
-                frames = min(settings.strag.num_frames, settings.vism.window_frames)
-                loaded.append(stack.enter_context(models.vism(frames, settings.strag.size_hw)))
+                frames = min(num_frames, settings.vism.window_frames)
+                loaded.append(stack.enter_context(models.vism(frames, size_hw)))
             return loaded[0]
 
         return [
-            _complete_camera(record, index, output, pipeline, settings, report, weights)
+            _complete_camera(record, index, output, pipeline, settings, report, models)
             for index, output in enumerate(outputs)
         ]
 
@@ -253,31 +286,47 @@ def _complete_camera(
     record: RunRecord,
     index: int,
     output: CameraOutputs,
-    pipeline: "Callable[[], VismPipeline]",
+    pipeline: "Callable[[int, tuple[int, int]], VismPipeline]",
     settings: GenerationSettings,
     report: Report,
-    weights: dict[str, str],
+    models: Models,
 ) -> CameraOutputs:
     completed, seed = f"{output.label}.mp4", settings.seed + 1 + index
 
-    def make() -> None:
+    def make() -> dict[str, str]:
         rendered, fps = load_video(output.rendered)
-        holes, _ = load_video(output.holes)
-        video = pipeline().complete(
-            rendered,
-            holes[..., 0] > 0.5,
+        holes = load_mask_video(output.holes)[0] > 0.5
+        # A padded photo need not have a size that the network can take: at most 15 pixels more.
+        larger = extended_to_multiple(rendered, PIXELS_PER_TOKEN)
+        num_frames, height, width = larger.shape[:3]
+        network = pipeline(num_frames, (height, width))
+        video = network.complete(
+            larger,
+            extended_to_multiple(holes, PIXELS_PER_TOKEN),
             settings.prompt,
             image=load_image(record.folder / _IMAGE),
             settings=settings.vism,
             generator=torch.Generator().manual_seed(seed),
             progress=report(f"complete {output.label}"),
         )
+        video = video[:, : rendered.shape[1], : rendered.shape[2]]
         save_video(record.folder / completed, video, fps)
+        return _plan_of(network)
 
-    details = {"prompt": settings.prompt, "seed": seed, "vism": settings.vism}
+    details = {
+        "prompt": settings.prompt,
+        "seed": seed,
+        "vism": settings.vism,
+        "models": models.vism_settings(),
+    }
     inputs = [output.rendered, output.holes, record.folder / _IMAGE]
+    weights = models.vism_sha256()
     record.stage(f"{output.label}: complete", details, inputs, (completed,), make, weights=weights)
     return replace(output, completed=record.folder / completed)
+
+
+def _plan_of(pipeline: WanPipeline) -> dict[str, str]:
+    return {} if pipeline.placement is None else {"plan": describe(pipeline.placement.plan)}
 
 
 def _write_sheet(record: RunRecord, outputs: list[CameraOutputs]) -> None:

@@ -7,21 +7,26 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from ..attention_speed import fastest_attention
 from ..devices import (
+    DevicePlanError,
     DeviceRequest,
+    DeviceState,
+    check_memory_mode,
     detect_device,
     explaining_out_of_memory,
     plan_devices,
 )
 from ..files import replacing
 from ..latents import latent_size
+from ..step_speed import cache_steps, check_step_cache, compile_blocks
 from ..strag.profile import RELEASED, StragWeightsProfile
 from ..vism.lora import RELEASED_WEIGHT
 from ..weight_files import WeightsError, file_sha256
@@ -68,6 +73,14 @@ class Models(Protocol):
         """Hash every file that `vism` loads."""
         ...
 
+    def strag_settings(self) -> dict[str, Any]:
+        """Return what else about `strag` decides its result, as JSON or dataclasses."""
+        ...
+
+    def vism_settings(self) -> dict[str, Any]:
+        """Return what else about `vism` decides its result, as JSON or dataclasses."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileModels:
@@ -85,8 +98,25 @@ class FileModels:
     compile_blocks: bool = False
     """Compile the transformer's blocks: slower to start, faster per step."""
 
+    step_cache: float | None = None
+    """Threshold of step caching (`step_speed.cache_steps`); None computes every step in full."""
+
+    measure_attention: bool = False
+    """Time torch's attention kernels at the run's size and take the fastest."""
+
     request: DeviceRequest = DeviceRequest()  # noqa: RUF009 (frozen)
     """Device, dtype and memory mode; None in it is chosen from free memory."""
+
+    def __post_init__(self) -> None:
+        if self.compile_blocks and self.request.memory_mode == "fp8":
+            raise DevicePlanError(
+                "Compiled blocks cannot hold their weights in 8 bits. Leave out one of them: "
+                "compile_blocks, or the memory mode fp8."
+            )
+        if self.request.memory_mode is not None:  # now, not after minutes of loading
+            check_memory_mode(self.request.memory_mode, detect_device(self.request.device).device)
+        if self.step_cache is not None:
+            check_step_cache(self.step_cache)
 
     def strag_sha256(self) -> dict[str, str]:
         """Hash every file that `strag` loads. See `Models`."""
@@ -95,6 +125,23 @@ class FileModels:
     def vism_sha256(self) -> dict[str, str]:
         """Hash every file that `vism` loads. See `Models`."""
         return {name: cached_sha256(self._file(name)) for name in VISM_WEIGHTS}
+
+    def strag_settings(self) -> dict[str, Any]:
+        """Return the profile, and what rounds. See `Models`."""
+        return {"profile": self.profile} | self._rounding()
+
+    def vism_settings(self) -> dict[str, Any]:
+        """Return the LoRA's weight, and what rounds. See `Models`."""
+        return {"lora_weight": self.lora_weight} | self._rounding()
+
+    def _rounding(self) -> dict[str, Any]:
+        # Device, offloading and compilation move numbers by less than another GPU would.
+        return {
+            "step_cache": self.step_cache,
+            "fp8": self.request.memory_mode == "fp8",
+            "vae_tiling": self.request.vae_tiling,
+            "dtype": self.request.dtype,
+        }
 
     @contextmanager
     def strag(self, num_frames: int, size_hw: tuple[int, int]) -> Iterator["StragPipeline"]:
@@ -165,20 +212,39 @@ class FileModels:
             size_hw=size_hw,
             dtype=state.dtype,
         )
-        plan = plan_devices(state, sizes, self.request)
-        with explaining_out_of_memory(plan, sizes):
-            placement = apply_plan(plan, denoisers=[transformer], vaes=vaes, encoders=encoders)
-            if self.compile_blocks:
-                transformer.compile_repeated_blocks(fullgraph=True)
-            try:
+        plan = plan_devices(state, sizes, self._measured(transformer, num_tokens, state))
+        try:
+            with explaining_out_of_memory(plan, sizes):
+                if self.compile_blocks and plan.memory_mode != "fp8":
+                    compile_blocks(transformer)  # before hooks of offloading and caching go around
+                elif self.compile_blocks:
+                    _log.warning("Blocks are not compiled: their weights had to be held in 8 bits.")
+                placement = apply_plan(plan, denoisers=[transformer], vaes=vaes, encoders=encoders)
+                if self.step_cache is not None:
+                    cache_steps(transformer, self.step_cache)
                 yield placement
-            finally:
-                # Whoever holds the pipeline must not hold its memory.
-                for module in (transformer, *vaes, *encoders):
-                    nn.Module.to(module, "meta")
-                gc.collect()
-                if plan.device.type == "cuda":
-                    torch.cuda.empty_cache()
+        finally:
+            # Whoever holds the pipeline must not hold its memory.
+            for module in (transformer, *vaes, *encoders):
+                nn.Module.to(module, "meta")
+            gc.collect()
+            if plan.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _measured(
+        self, transformer: "WanTransformer3DModel", num_tokens: int, state: DeviceState
+    ) -> DeviceRequest:
+        """Return the request, with the attention kernel that was the fastest if that is wanted."""
+        if not self.measure_attention:
+            return self.request
+        fastest = fastest_attention(
+            device=state.device,
+            dtype=state.dtype,
+            num_tokens=num_tokens,
+            num_heads=transformer.config["num_attention_heads"],
+            head_dim=transformer.config["attention_head_dim"],
+        )
+        return replace(self.request, attention=fastest)
 
     def _file(self, name: str) -> Path:
         if name not in self.files:

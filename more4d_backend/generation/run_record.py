@@ -8,22 +8,24 @@ import hashlib
 import json
 import logging
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from ..files import FileFormatError, replacing
+from ..files import FileFormatError, OutputError, replacing
 from ..strict_json import parse_json, read_text
 from ..weight_files import file_sha256
 
 _log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+_LOCK_FILE = ".run.lock"
 _FORMAT = "more4d-run"
 _LIMIT_BYTES = 64 * 2**20
 
@@ -50,6 +52,9 @@ class Stage:
     details: Mapping[str, Any]
     """Settings that the stage used."""
 
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """What was chosen while it ran, such as the memory mode and why; decides nothing."""
+
 
 class RunRecord:
     """The stages of one run, in one folder."""
@@ -72,10 +77,12 @@ class RunRecord:
         details: Any,
         inputs: Sequence[Path],
         outputs: Sequence[str],
-        make: Callable[[], None],
+        make: Callable[[], Mapping[str, Any] | None],
         weights: Mapping[str, str] | None = None,
     ) -> None:
         """Run `make`, which writes `outputs`, unless they are there from the same inputs.
+
+        What `make` returns is written to run.json as `chosen`.
 
         `details` (a dataclass or a dict) and the contents of `inputs` and `weights` (name ->
         SHA-256) decide; run.json is rewritten after every stage.
@@ -90,7 +97,7 @@ class RunRecord:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _measured() as measured:
-                make()
+                chosen = make()
             self._stages[name] = Stage(
                 name=name,
                 inputs_sha256=key,
@@ -98,6 +105,7 @@ class RunRecord:
                 seconds=measured["seconds"],
                 peak_memory_bytes=measured["peak_memory_bytes"],
                 details={"settings": plain, "weights_sha256": dict(weights or {})},
+                chosen=chosen or {},
             )
             _log.info("%s: %.1f s.", name, measured["seconds"])
         self._write()
@@ -123,6 +131,42 @@ class RunRecord:
         text = json.dumps(document, indent=1, sort_keys=False, allow_nan=False)
         with replacing(self.folder / RUN_FILE) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in the same folder at the same time.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+
+    Raises:
+        OutputError: another run is at work in the folder, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK_FILE).open("a+b")
+    except OSError as e:
+        raise OutputError(f"The folder {folder} cannot be written: {e.strerror}.") from e
+    with file:
+        try:
+            _lock(file)
+        except OSError as e:
+            raise OutputError(
+                f"Another run is writing to {folder}. Wait for it, or choose another folder."
+            ) from e
+        yield
+
+
+def _lock(file: BinaryIO) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _read_stages(path: Path) -> dict[str, Stage]:

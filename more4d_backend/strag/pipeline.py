@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..depth.lifting import DepthError, lift_points
+from ..depth_edges import depth_edges
 from ..fitting import Fit, FittedImage, fit_to_size
 from ..image_tokens import ImageTokenEncoder
 from ..latents import LATENT_CHANNELS, check_video_size, latent_size
@@ -56,6 +57,9 @@ class StragSettings:
 
     max_depth: float | None = None
     """Points farther than this are left out of the scene; None keeps all."""
+
+    drop_edges: bool = False
+    """Leave out the pixels on both sides of depth edges, where depth is least sure."""
 
     negative_prompt: str = ""
     """What guidance moves away from."""
@@ -131,6 +135,8 @@ class StragPipeline(WanPipeline):
         fitted = fit_to_size(image, depth, camera, settings.size_hw, settings.fit)
         # 2. Lift: where the points start.
         start, valid = lift_points(fitted.depth[None], fitted.camera, max_depth=settings.max_depth)
+        if settings.drop_edges:
+            valid = valid & ~depth_edges(fitted.depth[None], valid)
         if not valid.any():
             raise DepthError("No pixel has usable depth; expected positive, finite numbers.")
         # 3. Tell the network what is to be seen, and what is to happen.

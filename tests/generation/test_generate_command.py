@@ -7,8 +7,10 @@ import torch
 
 from more4d_backend.cli import main
 from more4d_backend.depth_files import save_depth_png16
+from more4d_backend.generation.run_record import only_run_in
 from more4d_backend.image_files import save_image
 from more4d_backend.scene_files import load_scene
+from more4d_backend.strag.pipeline import StragPipeline
 from more4d_backend.video_files import load_video
 
 HEIGHT, WIDTH = 32, 48
@@ -79,6 +81,106 @@ def test_a_second_run_redoes_only_what_changed(photo, options, tmp_path):
     }  # fmt: skip
 
 
+@pytest.fixture
+def one_camera(options):
+    return [*options[: options.index("--camera")], "--camera", "dolly-zoom", "--device", "cpu"]
+
+
+def test_changed_conventions_of_weights_make_their_own_stages_again(photo, one_camera, tmp_path):
+    command = ["generate", str(photo), *one_camera, "-o", str(tmp_path / "out")]
+
+    def redone(*change):
+        known = {s["name"]: s["inputs_sha256"] for s in stages(tmp_path / "out")}
+        times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
+        assert main([*command, *change]) == 0
+        made = {
+            s["name"] for s in stages(tmp_path / "out") if known[s["name"]] != s["inputs_sha256"]
+        }
+        after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
+        assert ("scene" in made) == (after["scene.safetensors"] != times["scene.safetensors"])
+        return made
+
+    assert main(command) == 0
+    assert redone() == set()
+    assert redone("--lora-weight", "1.0") == {"dolly-zoom: complete"}
+    # Other conventions move the points, so everything after them is another picture.
+    assert redone("--lora-weight", "1.0", "--profile", "released") >= {"scene"}
+
+
+def test_every_option_of_speed_and_memory_reaches_the_networks(photo, one_camera, tmp_path):
+    out = tmp_path / "out"
+    faster = [
+        "--step-cache", "0.5", "--guided-fraction", "0.5", "--attention", "measure",
+        "--vae-tiling", "on", "--sequential-cfg", "on",
+    ]  # fmt: skip
+    assert main(["generate", str(photo), *one_camera, *faster, "-o", str(out)]) == 0
+    for stage in (s for s in stages(out) if s["name"] in ("scene", "dolly-zoom: complete")):
+        assert "VAE tiling, sequential guidance" in stage["chosen"]["plan"]
+        assert stage["details"]["settings"]["models"]["step_cache"] == 0.5
+    settings = json.loads((out / "run.json").read_text())["settings"]
+    assert settings["generation"]["strag"]["sampling"]["guided_fraction"] == 0.5
+    assert settings["generation"]["vism"]["sampling"]["guided_fraction"] == 0.5
+    assert settings["models"]["measure_attention"] is True
+
+
+def test_a_padded_photo_of_any_proportions_keeps_its_own(options, tmp_path):
+    photo, out = tmp_path / "odd.png", tmp_path / "out"
+    save_image(photo, torch.rand(40, 52, 3))
+    save_depth_png16(tmp_path / "odd-depth.png", 1 + torch.rand(40, 52))
+    odd = ["--fit", "pad", "--depth", str(tmp_path / "odd-depth.png")]
+    assert main(["generate", str(photo), *options, *odd, "-o", str(out)]) == 0
+    # 42 columns show the photo, which is no multiple of 16; none was cut, none was added.
+    assert load_video(out / "dolly-zoom.mp4")[0].shape == (5, 32, 42, 3)
+
+
+def test_depth_options_that_leave_points_out_do_so(photo, options, tmp_path):
+    out = tmp_path / "out"
+    base = ["generate", str(photo), *options, "--no-complete", "-o", str(out)]
+    assert main([*base, "--max-depth", "1.5"]) == 0
+    near = load_scene(out / "scene.safetensors").points.visibility[0]
+    assert 0.3 < near.float().mean() < 0.7
+    assert main([*base, "--max-depth", "1.5", "--drop-edges"]) == 0
+    assert load_scene(out / "scene.safetensors").points.visibility[0].sum() < near.sum()
+
+
+def test_two_runs_into_one_folder_do_not_mix(photo, options, tmp_path, caplog):
+    out = tmp_path / "out"
+    command = ["generate", str(photo), *options, "--no-complete", "-o", str(out)]
+    with only_run_in(out):
+        assert main(command) == 2
+    assert "Another run is writing" in caplog.text
+    assert not (out / "run.json").exists()
+    assert main(command) == 0
+
+
+def test_a_full_device_is_told_with_what_was_free_before_its_networks_left(
+    photo, options, tmp_path, caplog, monkeypatch
+):
+    held = []
+
+    def full(pipeline, *_, **__):
+        monkeypatch.setattr(
+            "more4d_backend.devices.free_bytes",
+            lambda _: held.append(pipeline.transformer.device.type) or 3 << 30,
+        )
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(StragPipeline, "generate", full)
+    assert main(["generate", str(photo), *options, "-o", str(tmp_path / "out")]) == 2
+    assert "ran out of memory in mode resident" in caplog.text
+    assert "3.0 GiB could still be allocated" in caplog.text
+    assert held == ["cpu"]  # not meta: nothing had been freed yet
+
+
+def test_pictures_of_one_name_are_refused_before_any_work(photo, options, tmp_path, caplog):
+    for suffix in ("png", "jpg"):
+        save_image(tmp_path / "many" / f"same.{suffix}", torch.rand(32, 48, 3))
+    out = tmp_path / "out"
+    assert main(["generate", str(tmp_path / "many"), *options, "-o", str(out)]) == 2
+    assert "several images named same" in caplog.text
+    assert not out.exists()
+
+
 def test_a_batch_finishes_the_others_and_reports_the_failed_one(photo, options, tmp_path, caplog):
     folder = tmp_path / "many"
     folder.mkdir()
@@ -108,6 +210,13 @@ def test_a_csv_file_has_a_prompt_and_a_depth_per_image(photo, options, tmp_path)
         (["--camera", "orbit-lft"], "orbit-left"),
         (["--weights", "strga=x"], "expected NAME=FILE"),
         (["--weights", "strag=nowhere.safetensors"], "not there"),
+        (["--size-hw", "30", "48"], "Use 16 or 32"),
+        (["--step-cache", "2"], "less than 1"),
+        (["--compile-blocks", "--memory-mode", "fp8"], "cannot hold their weights in 8 bits"),
+        (["--memory-mode", "block-offload", "--attention", "native"], "Use resident"),
+        (["--overlap-frames", "49", "--num-frames", "53"], "overlap_frames is 49"),
+        (["--guided-fraction", "1.5"], "expected 0 to 1"),
+        (["--seed", "-1"], "seed is -1"),
     ],
 )
 def test_bad_requests_are_refused_and_nothing_is_written(
