@@ -83,6 +83,9 @@ class Figures:
     estimated_gib: float
     """What the planner expects the mode to need."""
 
+    sequential_guidance: bool
+    """Whether the halves of guidance ran one after the other."""
+
     automatic: str
     """Mode that the planner would have chosen under this cap."""
 
@@ -166,7 +169,9 @@ def measure(arguments: argparse.Namespace) -> Figures:
     state = detect_device(arguments.device, dtype)
     automatic = plan_devices(state, sizes)
     if on_cuda:
-        plan = plan_devices(state, sizes, DeviceRequest(memory_mode=mode, sequential_cfg=False))
+        # In 20 GiB fp8 leaves no room for both halves of guidance: there the plan decides.
+        halves = None if mode == "fp8" else False
+        plan = plan_devices(state, sizes, DeviceRequest(memory_mode=mode, sequential_cfg=halves))
     else:  # a CPU has no modes; for a trial it gets one all the same
         plan = replace(automatic, memory_mode=mode)
     home = plan.device if mode == "resident" else torch.device("cpu")
@@ -182,7 +187,11 @@ def measure(arguments: argparse.Namespace) -> Figures:
         cap_gib=cap,
         peak_reserved_gib=torch.cuda.max_memory_reserved() / GIB if on_cuda else 0.0,
         peak_allocated_gib=torch.cuda.max_memory_allocated() / GIB if on_cuda else 0.0,
-        estimated_gib=required_bytes(mode, sizes, vae_tiling=plan.vae_tiling) / GIB,
+        estimated_gib=required_bytes(
+            mode, sizes, sequential_cfg=plan.sequential_cfg, vae_tiling=plan.vae_tiling
+        )
+        / GIB,
+        sequential_guidance=plan.sequential_cfg,
         automatic=automatic.memory_mode,
         step_seconds=statistics.median(steps[1:]),
         other_seconds=total_seconds - sum(steps),
@@ -324,6 +333,7 @@ def report(figures: list[Figures], arguments: argparse.Namespace) -> None:
             f"{f.run:15s}  {cap}  {f.peak_reserved_gib:8.1f}  {f.peak_allocated_gib:9.1f}  "
             f"{f.estimated_gib:8.1f}  {f.step_seconds:7.3f}  {f.other_seconds:7.2f}  "
             f"{f.full_seconds / baseline.full_seconds:5.2f}x  (automatic: {f.automatic})"
+            f"{', guidance one half after the other' if f.sequential_guidance else ''}"
         )
     if arguments.output:
         with replacing(arguments.output) as temporary:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from tyro.conf import subcommand
 
+from .evaluate_command import Evaluate
 from .generate_commands import Generate
 from .path_commands import Paths
 from .render_commands import Render
@@ -17,6 +18,7 @@ COMMANDS = (
     | Annotated[Paths, subcommand("paths")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Info, subcommand("info")]
+    | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Download, subcommand("download")]
     | Annotated[Weights, subcommand("weights")]
     | Annotated[ReconstructMotion, subcommand("reconstruct-motion")]

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from more4d_backend.cli import main
+from more4d_backend.scene_files import save_scene
+from more4d_backend.synthetic import make_world
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two scenes; the prediction of the first is exact, that of the second stands still."""
+    import dataclasses
+
+    root = tmp_path_factory.mktemp("evaluate")
+    for number in range(2):
+        world = make_world(number)
+        scene = world.scene(world.cameras(5, 24, 32))
+        save_scene(root / "truth" / f"{number}.safetensors", scene)
+        if number == 1:
+            still = scene.points.positions[:1].expand(5, -1, -1)
+            scene = dataclasses.replace(
+                scene, points=dataclasses.replace(scene.points, positions=still)
+            )
+        save_scene(root / "predicted" / f"{number}.safetensors", scene)
+    return root
+
+
+def test_a_table_and_a_file_tell_the_good_prediction_from_the_still_one(folders, capsys, tmp_path):
+    command = ["--predicted", str(folders / "predicted"), "--truth", str(folders / "truth")]
+    assert main(["evaluate", *command, "-o", str(tmp_path / "result.json")]) == 0
+    assert "mean" in capsys.readouterr().out
+    text = (tmp_path / "result.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)
+
+
+def test_a_failed_sample_is_named_and_makes_the_exit_code_1(folders, capsys, tmp_path):
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    (truth / "0.safetensors").write_bytes((folders / "truth" / "0.safetensors").read_bytes())
+    predicted = tmp_path / "predicted"
+    predicted.mkdir()
+    (predicted / "0.safetensors").write_bytes(b"damaged")
+    assert main(["evaluate", "--predicted", str(predicted), "--truth", str(truth)]) == 1
+    out = capsys.readouterr().out
+    assert "0" in out
+    assert "nan" in out.lower()
+
+
+def test_what_to_compare_must_be_said(caplog):
+    assert main(["evaluate"]) == 2
+    assert "--manifest" in caplog.text
+
+
+def test_the_mean_is_that_of_an_exact_and_a_still_prediction(folders):
+    from more4d_backend.evaluation import evaluate, pairs_of_folders
+
+    (report,) = evaluate(pairs_of_folders(folders / "predicted", folders / "truth"))
+    assert not report.failures
+    assert report.mean("end-point error") > 0
