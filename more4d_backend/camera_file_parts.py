@@ -62,7 +62,8 @@ class CameraHints:
             _log.info("%s does not say the size of the images; taken as %dx%d.", path.name, *known)
         if known is None:
             raise FileFormatError(
-                f"{path.name} does not say the size of the images. Pass size_hw=(height, width)."
+                f"{path.name} does not say the size of the images. Pass size_hw=(height, width); "
+                "on the command line, --size-hw HEIGHT WIDTH."
             )
         return known
 
@@ -78,7 +79,7 @@ class CameraHints:
         if intrinsics is None:
             raise FileFormatError(
                 f"{path.name} has no intrinsics. Pass intrinsics=, a 3x3 matrix in pixels, such as "
-                "those of the input view."
+                "those of the input view; on the command line, --size-hw and --fov-deg."
             )
         return intrinsics
 

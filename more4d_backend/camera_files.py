@@ -116,8 +116,8 @@ def save_cameras(
         file_format = by_suffix.get(path.suffix.lower())
         if file_format is None:
             raise OutputError(
-                f"The ending of {path.name} does not tell the camera format. Pass file_format=, "
-                f"one of {', '.join(CAMERA_FORMATS)}."
+                f"The ending of {path.name} does not tell the camera format. Pass file_format= "
+                f"(--to on the command line), one of {', '.join(CAMERA_FORMATS)}."
             )
     check_camera_format(file_format)
     CAMERA_FORMATS[file_format].write(path, cameras, fps)

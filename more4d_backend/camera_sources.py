@@ -7,7 +7,13 @@ from .camera_files import load_cameras
 from .camera_json_files import is_keyframe_file
 from .camera_keyframes import cameras_from_keyframes, load_keyframes
 from .camera_path_edits import CameraPathError, ease_path, rebase_path, retime_path
-from .camera_paths import PathSettings, check_path_name, scene_path, scene_scale
+from .camera_paths import (
+    PathSettings,
+    check_path_name,
+    path_descriptions,
+    scene_path,
+    scene_scale,
+)
 from .scene import Cameras, Scene4D
 
 _log = logging.getLogger(__name__)
@@ -22,10 +28,10 @@ def path_from(
 ) -> Cameras:
     """Make the camera path that `source` names, starting at the scene's input view.
 
-    `source` is a name that `camera_paths.path_descriptions` lists, or the path of a keyframe JSON
-    or of any file that `camera_files` reads. A file's path is moved to start at the input view,
-    brought to the input view's image size and retimed to `num_frames` (default: the scene's
-    number, or the file's own where the scene is a single frame).
+    `source` is a name that `camera_paths.path_descriptions` lists, or else the path of a keyframe
+    JSON or of any file that `camera_files` reads. A file's path is moved to start at the input
+    view, brought to the input view's image size and retimed to `num_frames` (default: the
+    scene's number, or the file's own where the scene is a single frame).
 
     Raises:
         CameraPathError: unknown name; settings that the path cannot follow.
@@ -33,7 +39,7 @@ def path_from(
     """
     check_source(source)
     settings = settings or PathSettings()
-    if not Path(source).exists():
+    if not is_camera_file(source):
         return scene_path(source, scene, num_frames, settings=settings)
     start = scene.cameras.frames(slice(0, 1))
     if num_frames is None and scene.num_frames > 1:
@@ -57,7 +63,7 @@ def check_source(source: str) -> None:
     Raises:
         CameraPathError: suggests the nearest name, or says that the file is not there.
     """
-    if Path(source).exists():
+    if is_camera_file(source):
         return
     if Path(source).suffix:
         raise CameraPathError(f"There is no camera file at {source}.")
@@ -66,4 +72,9 @@ def check_source(source: str) -> None:
 
 def source_label(source: str) -> str:
     """Short name of a source, for files and pictures made with it."""
-    return Path(source).stem if Path(source).exists() else source
+    return Path(source).stem if is_camera_file(source) else source
+
+
+def is_camera_file(source: str) -> bool:
+    """Tell a file or folder from a name; a folder that happens to be called `static` is no file."""
+    return source not in path_descriptions() and Path(source).exists()

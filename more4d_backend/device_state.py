@@ -32,7 +32,7 @@ def detect_device(requested: str | None = None, dtype: torch.dtype | None = None
     Raises:
         DevicePlanError: the named device is not there.
     """
-    device = torch.device(requested or _best_device())
+    device = _device(requested or _best_device())
     _require(device)
     return DeviceState(
         device=device,
@@ -57,6 +57,13 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return _host_free_bytes()
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as e:
+        raise DevicePlanError(f"device is {name!r}; expected cuda, cuda:N, mps or cpu.") from e
 
 
 def _best_device() -> str:

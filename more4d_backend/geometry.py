@@ -235,10 +235,10 @@ def _check_one_intrinsics(K: Float[Tensor, "3 3"], height: int, width: int, fram
     fx, fy, cx, cy = rows[0][0], rows[1][1], rows[0][2], rows[1][2]
     if not K.isfinite().all():
         what = "has a NaN or infinite entry"
-    elif max(abs(rows[2][0]), abs(rows[2][1]), abs(rows[1][0]), abs(rows[2][2] - 1)) > 1e-6:
-        what = "is not upper triangular with a last row 0 0 1 (is it transposed?)"
     elif fx == 0 or fy == 0:
         what = "is singular (a focal length is 0)"
+    elif max(abs(rows[2][0]), abs(rows[2][1]), abs(rows[1][0]), abs(rows[2][2] - 1)) > 1e-6:
+        what = "is not upper triangular with a last row 0 0 1 (is it transposed?)"
     elif fx < 0 or fy < 0:
         what = "has a negative focal length (an OpenGL or Blender convention?)"
     elif max(height, width) > 16 and max(fx, fy) <= 10 and 0 <= cx <= 1 and 0 <= cy <= 1:

@@ -48,6 +48,16 @@ _POSITIONS: _Layout = {"point_maps.positions": ("F32", "frame height width 3")}
 _CONFIDENCE: _Layout = {"point_maps.confidence": ("F16", "frame height width")}
 
 
+def check_scene_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that `save_scene` would not write to.
+
+    Raises:
+        OutputError: the name does not end in .safetensors.
+    """
+    if Path(path).suffix.lower() != ".safetensors":
+        raise OutputError(f"{path} does not end in .safetensors, as scene files do.")
+
+
 def save_scene(path: str | os.PathLike[str], scene: Scene4D) -> None:
     """Write a scene; `scene_encoding` states how near the file is to it.
 
@@ -55,8 +65,7 @@ def save_scene(path: str | os.PathLike[str], scene: Scene4D) -> None:
         OutputError: the name does not end in .safetensors, or the place cannot be written.
         ValueError: the scene is empty, or a visible or valid point is not finite.
     """
-    if Path(path).suffix != ".safetensors":
-        raise OutputError(f"{path} does not end in .safetensors, as scene files do.")
+    check_scene_name(path)
     if scene.points.positions.numel() == 0:
         raise ValueError(
             f"The scene is empty: positions has shape {tuple(scene.points.positions.shape)}."

@@ -73,6 +73,9 @@ _READERS: dict[str, Callable[[Path], Scene4D]] = {
     ".ply": load_ply_scene,
 }
 
+SCENE_SUFFIXES = tuple(_READERS)
+"""Endings, in lower case, of the files that `import_scene` reads."""
+
 
 def export_scene(
     path: str | os.PathLike[str], scene: Scene4D, scene_format: str | None = None
@@ -128,7 +131,7 @@ def import_scene(path: str | os.PathLike[str]) -> Scene4D:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise FileFormatError(
-            f"{path.name} ends in {path.suffix!r}; scenes are read from {', '.join(_READERS)}."
+            f"{path} ends in {path.suffix!r}; scenes are read from {', '.join(_READERS)}."
         )
     return reader(path)
 

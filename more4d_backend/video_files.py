@@ -42,6 +42,16 @@ _LOSSLESS = _Encoding(
 _MASK = _Encoding(codec="ffv1", pixels="gray", options=_LOSSLESS.options, suffixes=(".mkv",))
 
 
+def check_fps(fps: float) -> None:
+    """Refuse a frame rate that no video has.
+
+    Raises:
+        ValueError: it is not in 0.01 to 1000.
+    """
+    if not 0.01 <= fps <= 1000:
+        raise ValueError(f"fps is {fps}; expected 0.01 to 1000.")
+
+
 def save_video(
     path: str | os.PathLike[str],
     frames: Float[Tensor, "frame height width 3"],
@@ -135,8 +145,7 @@ def _encode(
         )
     if frames.numel() == 0:
         raise ValueError(f"There is nothing to write: frames has shape {tuple(frames.shape)}.")
-    if not 0.01 <= fps <= 1000:
-        raise ValueError(f"fps is {fps}; expected 0.01 to 1000.")
+    check_fps(fps)
     if encoding.codec not in av.codecs_available:
         raise OutputError(
             f"This build of PyAV has no encoder {encoding.codec}. Install the one from PyPI "

@@ -85,3 +85,11 @@ def test_files_are_labelled_by_their_stem(tmp_path):
     (tmp_path / "my path.json").write_text("{}")
     assert source_label(str(tmp_path / "my path.json")) == "my path"
     assert source_label("orbit-left") == "orbit-left"
+
+
+def test_a_name_is_meant_even_where_a_folder_has_that_name(scene, tmp_path, monkeypatch):
+    (tmp_path / "left").mkdir()
+    monkeypatch.chdir(tmp_path)
+    expected = scene_path("left", scene, 5)
+    assert torch.equal(path_from("left", scene, 5).world_to_camera, expected.world_to_camera)
+    assert source_label("left") == "left"

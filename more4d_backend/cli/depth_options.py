@@ -144,7 +144,7 @@ def load_intrinsics(path: Path) -> Float[Tensor, "3 3"]:
             matrix = np.load(io.BytesIO(data), allow_pickle=False)
         else:
             matrix = np.loadtxt(io.StringIO(data.decode("utf-8")), ndmin=2)
-        values = torch.from_numpy(np.array(matrix, dtype=np.float32))
+        values = torch.from_numpy(matrix.astype(np.float32, casting="same_kind"))
     if values.shape != (3, 3):
         raise FileFormatError(
             f"{path} holds numbers of shape {tuple(values.shape)}; expected a 3x3 matrix in pixels."

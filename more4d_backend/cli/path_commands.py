@@ -11,14 +11,16 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
 
 from ..camera_files import CAMERA_FORMATS, load_cameras, save_cameras
-from ..camera_paths import PathSettings, make_path, path_descriptions
+from ..camera_paths import PathSettings, path_descriptions
 from ..camera_sources import path_from
-from ..files import replacing
+from ..files import OutputError, replacing
 from ..geometry import focal_from_fov, intrinsics_from_focal
-from ..scene import Cameras
+from ..scene import Cameras, PointTracks, Scene4D
 from .console import print_table
 
 LOGGER = logging.getLogger(__name__)
+
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class PreviewPath:
     """A camera path by name, a keyframe JSON or any camera file."""
 
     scene: Path | None = None
-    """A scene to draw the path in; its size then sets the path's size."""
+    """A scene to draw the path in; its size then sets the path's size. Default: a camera 55
+    degrees wide, one unit away from what it looks at."""
 
     num_frames: int = 49
     """Frames of a named path."""
@@ -58,13 +61,14 @@ class PreviewPath:
         from ..camera_preview import draw_path
         from ..scene_files import load_scene
 
+        if self.output.suffix.lower() not in _PICTURE_SUFFIXES:
+            raise OutputError(
+                f"{self.output} ends in {self.output.suffix!r}; expected one of "
+                f"{', '.join(_PICTURE_SUFFIXES)}."
+            )
+        scene = None if self.scene is None else load_scene(self.scene)
         settings = PathSettings(amplitude=self.amplitude)
-        if self.scene is not None:
-            scene = load_scene(self.scene)
-            path = path_from(self.camera, scene, self.num_frames, settings=settings)
-        else:
-            scene = None
-            path = make_path(self.camera, _unit_camera(), self.num_frames, settings=settings)
+        path = path_from(self.camera, scene or _unit_scene(), self.num_frames, settings=settings)
         with replacing(self.output) as temporary:
             draw_path(path, scene, title=self.camera).save(temporary)
         LOGGER.info("Wrote %s.", self.output)
@@ -132,13 +136,19 @@ class Paths:
         return self.command.run()
 
 
-def _unit_camera() -> Cameras:
-    """An input view at the origin: 4:3, 55 degrees wide; the pivot is one unit away."""
+def _unit_scene() -> Scene4D:
+    """A point one unit away from an input view at the origin, 4:3, 55 degrees wide."""
     height, width = 480, 640
     focal_px = torch.tensor([focal_from_fov(math.radians(55), width)])
-    return Cameras(
+    camera = Cameras(
         world_to_camera=torch.eye(4)[None],
         intrinsics=intrinsics_from_focal(focal_px, height, width),
         height=height,
         width=width,
     )
+    point = PointTracks(
+        positions=torch.tensor([[[0.0, 0.0, 1.0]]]),
+        colors=torch.zeros(1, 3),
+        visibility=torch.ones(1, 1, dtype=torch.bool),
+    )
+    return Scene4D(points=point, cameras=camera, fps=24.0)

@@ -1,25 +1,27 @@
 """`render`: a scene, or a photo and its depth, along camera paths."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from jaxtyping import Float
 from torch import Tensor
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
+from ..camera_path_edits import CameraPathError
 from ..camera_paths import PathSettings
 from ..camera_sources import check_source, path_from, source_label
-from ..rendering import RenderMode, RenderSettings
+from ..files import OutputError
+from ..rendering import RenderError, RenderMode, RenderSettings
 from ..scene import Cameras, Scene4D
+from ..video_files import check_fps
 from .console import progress_bar
 from .depth_options import DepthOptions
 
 LOGGER = logging.getLogger(__name__)
-
-_SCENE_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,18 @@ class PathOptions:
     """Of random choices: the movement of handheld and, in generate, the motion."""
 
     def check(self) -> None:
-        """Refuse unknown paths before any work."""
+        """Refuse unknown paths and settings, and two paths of one name, before any work."""
+        self.settings()
+        by_label: dict[str, str] = {}
         for source in self.sources:
             check_source(source)
+            label = source_label(source)
+            other = by_label.setdefault(label.casefold(), source)
+            if other != source:
+                raise CameraPathError(
+                    f"--camera {other} and --camera {source} would both be written as {label}. "
+                    "Rename one of the files."
+                )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -84,7 +95,7 @@ class Render:
     """
 
     source: Positional[Path]
-    """A scene (.safetensors), or a photo, which then needs --depth."""
+    """A scene (.safetensors, .ply or TAPVid-3D .npz), or a photo, which then needs --depth."""
 
     depth_options: OmitArgPrefixes[DepthOptions] = field(default_factory=DepthOptions)
     paths: OmitArgPrefixes[PathOptions] = field(default_factory=PathOptions)
@@ -92,7 +103,7 @@ class Render:
     num_frames: int | None = None
     """Frames of each path. Default: as many as the scene has; 49 where the scene is one frame."""
 
-    mode: RenderMode = "splat"
+    mode: Annotated[str, arg(metavar="{nearest,splat,gaussian}")] = "splat"
     """nearest: one pixel a point. splat: each point covers its part of the surface.
     gaussian: each point is a small Gaussian (gsplat where it is installed with CUDA)."""
 
@@ -124,16 +135,16 @@ class Render:
     """Frames per second of the videos. Default: the scene's."""
 
     device: str | None = None
-    """cpu, cuda or mps. Default: CUDA where there is one."""
+    """cpu, cuda or mps. Default: the best there is."""
 
     output: Annotated[Path, arg(aliases=["-o"])] = Path("out")
     """Folder to write to."""
 
     def run(self) -> int:
         """Load or lift, then render and write each path."""
-        self.paths.check()
+        self._check()
         settings = RenderSettings(
-            mode=self.mode,
+            mode=cast(RenderMode, self.mode),
             draw_unseen=self.draw_unseen,
             max_footprint_px=self.max_footprint_px,
         )
@@ -147,17 +158,28 @@ class Render:
         self._write_sheet(sheet)
         return 0
 
-    def _scene(self, device: str) -> Scene4D:
-        from ..scene_files import load_scene
+    def _check(self) -> None:
+        self.paths.check()
+        if self.num_frames is not None and self.num_frames < 1:
+            raise RenderError(f"num_frames is {self.num_frames}; expected at least 1.")
+        if self.fps is not None:
+            check_fps(self.fps)
+        for name in ("grow_px", "feather_px", "min_area_px"):
+            if getattr(self, name) < 0:
+                raise RenderError(f"{name} is {getattr(self, name)}; expected 0 or more pixels.")
+        _check_folder(self.output)
 
-        if self.source.suffix == _SCENE_SUFFIX:
-            return load_scene(self.source)
+    def _scene(self, device: str) -> Scene4D:
+        from ..scene_formats import SCENE_SUFFIXES, import_scene
+
+        if self.source.suffix.lower() in SCENE_SUFFIXES:
+            return import_scene(self.source)
         return self.depth_options.lift(self.source, device=device)
 
     def _device(self) -> str:
-        import torch
+        from ..devices import detect_device
 
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = str(detect_device(self.device).device)
         if self.device is None:
             LOGGER.info("Rendering on %s. Choose with --device.", device)
         return device
@@ -178,7 +200,7 @@ class Render:
             feather_px=self.feather_px,
             min_area_px=self.min_area_px,
         )
-        fps = self.fps or scene.fps
+        fps = scene.fps if self.fps is None else self.fps
         video = self.output / f"{label}{'.mkv' if self.lossless else '.mp4'}"
         save_video(video, view.rgb, fps, lossless=self.lossless)
         save_mask_video(self.output / f"{label}-holes.mkv", holes, fps)
@@ -201,3 +223,12 @@ class Render:
         with replacing(path) as temporary:
             contact_sheet(sheet).save(temporary)
         LOGGER.info("Wrote %s.", path)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse, before any work, a folder that cannot be made or written."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"{there} is a file; expected a folder to write to.")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"The folder {there} is not writable. Choose another output folder.")

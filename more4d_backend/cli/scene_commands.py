@@ -26,16 +26,19 @@ class Lift:
     depth_options: OmitArgPrefixes[DepthOptions] = field(default_factory=DepthOptions)
 
     device: str = "cpu"
-    """Where a depth network runs."""
+    """Where a depth network runs: cpu, cuda or mps."""
 
     output: Annotated[Path, arg(aliases=["-o"])] = Path("scene.safetensors")
-    """Scene file to write."""
+    """Scene file (.safetensors) to write."""
 
     def run(self) -> int:
         """Lift and save."""
-        from ..scene_files import save_scene
+        from ..devices import detect_device
+        from ..scene_files import check_scene_name, save_scene
 
-        save_scene(self.output, self.depth_options.lift(self.image, device=self.device))
+        check_scene_name(self.output)
+        device = str(detect_device(self.device).device)
+        save_scene(self.output, self.depth_options.lift(self.image, device=device))
         LOGGER.info("Wrote %s.", self.output)
         return 0
 
@@ -44,17 +47,20 @@ class Lift:
 class Convert:
     """Write a scene in another format: PLY, Gaussian PLY, USD, TAPVid-3D npz, or ours.
 
-    Formats: see the error for an unknown --to, or docs/scene-files.md.
+    more4d: a whole scene in one .safetensors, to be read back. tapvid3d: tracks with the keys of
+    TAPVid-3D, .npz. ply: coloured points; a folder with one file per frame, or one .ply of a scene
+    of one frame. gaussians: 3D Gaussians for splat viewers, likewise. usd: animated points and
+    camera, .usd .usdc .usda (needs usd-core).
     """
 
     source: Positional[Path]
-    """Scene to read: ours, a point PLY, or a TAPVid-3D npz."""
+    """Scene to read: ours (.safetensors), a PLY, or a TAPVid-3D .npz."""
 
     output: Positional[Path]
     """File or folder to write."""
 
     to: str | None = None
-    """Format to write. Default: told by the ending of the output."""
+    """more4d, tapvid3d, ply, gaussians or usd. Default: told by the ending of the output."""
 
     def run(self) -> int:
         """Read and write."""
@@ -70,7 +76,7 @@ class Info:
     """Say what is in a scene."""
 
     source: Positional[Path]
-    """Scene to read."""
+    """Scene to read: ours (.safetensors), a PLY, or a TAPVid-3D .npz."""
 
     def run(self) -> int:
         """Print a table."""
