@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +44,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"The folder {path.parent} is not writable. Choose another output path.")
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    mode = _mode_of_new_files(temporary)
     try:
         yield temporary
+        temporary.chmod(mode)
         temporary.replace(path)
     except (OSError, SafetensorError) as e:
         if not _says_full(e):
@@ -55,6 +58,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _mode_of_new_files(path: Path) -> int:
+    """Permissions that new files get here. Some writers (safetensors) give them to the owner only.
+
+    On Windows this is also what finds out whether files may be made in the folder.
+    """
+    try:
+        path.touch(exist_ok=False)
+    except OSError as e:
+        raise OutputError(f"No file can be made in {path.parent}: {e.strerror}.") from e
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    finally:
+        path.unlink()
 
 
 def _says_full(error: Exception) -> bool:

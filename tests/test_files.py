@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -59,3 +61,17 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, write):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_a_file_may_be_read_by_whom_other_new_files_may_be_read(tmp_path):
+    (tmp_path / "other").touch()
+    with replacing(tmp_path / "new") as temporary:
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_name_that_no_file_can_have_is_refused_before_work(tmp_path):
+    with pytest.raises(OutputError, match="No file can be made"), replacing(tmp_path / ("a" * 300)):
+        pytest.fail("The block ran.")
+    assert not list(tmp_path.iterdir())
