@@ -9,3 +9,4 @@ from .scene import PointMaps as PointMaps
 from .scene import PointTracks as PointTracks
 from .scene import Scene4D as Scene4D
 from .shapes import ShapeError as ShapeError
+from .shapes import TensorKindError as TensorKindError

@@ -35,7 +35,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the folder cannot be made or written, or its disk is full.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         raise OutputError(f"{path} is a folder; expected the name of a file to write.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

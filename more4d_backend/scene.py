@@ -4,6 +4,7 @@ Axes: frame (time index), point, height, width. World units are metres when the 
 Camera axes are OpenCV's: +x right, +y down, +z forward. See docs/conventions.md.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .geometry import check_intrinsics, check_rigid, invert_rigid
-from .shapes import ShapeError, check_shapes
+from .shapes import ShapeError, check_kinds, check_shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,9 @@ class Cameras:
     """Pixels."""
 
     def __post_init__(self) -> None:
+        check_kinds(
+            world_to_camera=(self.world_to_camera, "float"), intrinsics=(self.intrinsics, "float")
+        )
         check_shapes(
             world_to_camera=(self.world_to_camera, "frame 4 4"),
             intrinsics=(self.intrinsics, "frame 3 3"),
@@ -98,6 +102,11 @@ class PointTracks:
     """(height, width) of the frame-0 pixel grid, if point i is pixel (i // width, i % width)."""
 
     def __post_init__(self) -> None:
+        check_kinds(
+            positions=(self.positions, "float"),
+            colors=(self.colors, "float"),
+            visibility=(self.visibility, "bool"),
+        )
         sizes = check_shapes(
             positions=(self.positions, "frame point 3"),
             colors=(self.colors, "point 3"),
@@ -145,12 +154,18 @@ class PointMaps:
     """Higher is better; scale depends on the maker. None when the maker gives none."""
 
     def __post_init__(self) -> None:
+        check_kinds(
+            positions=(self.positions, "float"),
+            colors=(self.colors, "float"),
+            valid=(self.valid, "bool"),
+        )
         tensors = {
             "positions": (self.positions, "frame height width 3"),
             "colors": (self.colors, "frame height width 3"),
             "valid": (self.valid, "frame height width"),
         }
         if self.confidence is not None:
+            check_kinds(confidence=(self.confidence, "float"))
             tensors["confidence"] = (self.confidence, "frame height width")
         check_shapes(**tensors)
 
@@ -188,8 +203,8 @@ class Scene4D:
     """Frames per second; positive."""
 
     def __post_init__(self) -> None:
-        if not self.fps > 0:
-            raise ValueError(f"fps is {self.fps}; expected a positive number.")
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f"fps is {self.fps}; expected a positive, finite number.")
         if self.points.num_frames != self.cameras.num_frames:
             raise ShapeError(
                 f"points has {self.points.num_frames} frames and cameras has "

@@ -1,10 +1,17 @@
 """Named-axis shape checks for values that come from outside: files, nodes, other models."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 
 class ShapeError(ValueError):
     """A tensor whose shape disagrees with its declared axes or with the other tensors."""
+
+
+class TensorKindError(ValueError):
+    """A value that is no tensor, or a tensor of another data type than declared."""
 
 
 def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
@@ -31,3 +38,18 @@ def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
             raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; expected ({shown}).")
         sizes |= {a: s for a, s in zip(axes, tensor.shape, strict=True) if not a.isdigit()}
     return sizes
+
+
+def check_kinds(**tensors: tuple[Tensor, Literal["float", "bool"]]) -> None:
+    """Refuse what is no tensor of the kind: `check_kinds(valid=(v, "bool"))`.
+
+    Raises:
+        TensorKindError: names the value, what came and what was expected.
+    """
+    for name, (tensor, kind) in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TensorKindError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor.")
+        agrees = tensor.dtype == torch.bool if kind == "bool" else tensor.is_floating_point()
+        if not agrees:
+            wanted = "torch.bool" if kind == "bool" else "floating point, such as torch.float32"
+            raise TensorKindError(f"{name} has dtype {tensor.dtype}; expected {wanted}.")

@@ -1,9 +1,17 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from more4d_backend import Cameras, PointMaps, PointTracks, Scene4D, ShapeError
+from more4d_backend import (
+    Cameras,
+    PointMaps,
+    PointTracks,
+    Scene4D,
+    ShapeError,
+    TensorKindError,
+)
 from more4d_backend.geometry import GeometryError, intrinsics_from_focal, project
 
 
@@ -40,6 +48,26 @@ def test_the_field_that_disagrees_is_named():
         tracks(colors=torch.zeros(5, 3))
     with pytest.raises(ShapeError, match=r"visibility has shape \(3, 24\); expected \(frame=2"):
         tracks(visibility=torch.ones(3, 24, dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_is_no_tensor_of_the_right_kind_is_named():
+    with pytest.raises(TensorKindError, match=r"positions is a ndarray; expected a torch\.Tensor"):
+        tracks(positions=np.zeros((2, 24, 3), np.float32))
+    with pytest.raises(TensorKindError, match=r"colors has dtype torch\.uint8; expected floating"):
+        tracks(colors=torch.zeros(24, 3, dtype=torch.uint8))
+    with pytest.raises(TensorKindError, match=r"visibility has dtype torch\.float32; expected"):
+        tracks(visibility=torch.ones(2, 24))
+    with pytest.raises(TensorKindError, match="valid has dtype"):
+        dataclasses.replace(maps(), valid=torch.ones(2, 4, 6))
+    with pytest.raises(TensorKindError, match=r"world_to_camera has dtype torch\.int64"):
+        dataclasses.replace(cameras(), world_to_camera=torch.eye(4).long().repeat(2, 1, 1))
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_frame_rate_is_positive_and_finite(fps):
+    with pytest.raises(ValueError, match="expected a positive, finite number"):
+        Scene4D(points=tracks(), cameras=cameras(), fps=fps)
 
 
 def test_a_grid_of_another_size_than_the_points_is_refused():
