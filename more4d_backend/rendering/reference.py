@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..scene import Cameras, PointMaps, Scene4D
@@ -14,7 +14,7 @@ from .settings import RenderError, RenderOutput, RenderSettings
 from .shading import at_points
 from .splat import splat
 from .surface import first_spacing, surface_of
-from .view import PointFrames, PointsInView, point_frames, points_in_view
+from .view import PointFrames, point_frames, points_in_view, project_points
 from .zbuffer import z_buffer
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ _CPU_BYTES = (
     96 * 2**20
 )  # stays near a CPU's caches: eight frames of 512x368 at once are a third slower
 _OTHER_BYTES = 2**30
+_UNASKED_SHARE = 1 / 32
+"""What takes less of a CUDA device than this is rendered at once. To ask the driver and torch's
+allocator how much is free would cost a good part of the time that `nearest` needs for 49 frames."""
 _SHARE_OF_FREE = 0.6
 
 
@@ -52,7 +55,9 @@ def render(
     Raises:
         RenderError: the frame counts differ, or no point is to be drawn in any frame.
     """
-    check_renderable(scene, cameras, settings)
+    _check_frames(scene, cameras)
+    # The answer is read when the first frames are under way: a device would stand still meanwhile.
+    not_empty = _anything_to_draw(scene, settings)
     device = torch.device(settings.device or scene.points.positions.device)
     spacing = None if settings.mode == "nearest" else first_spacing(scene, device)
     step = settings.chunk_frames or _frames_that_fit(scene, cameras, settings, device)
@@ -71,6 +76,8 @@ def render(
             output = output or _empty_output(size, device)
             output.rgb[now], output.depth[now] = chunk.rgb, chunk.depth
             output.alpha[now] = chunk.alpha
+        if start == 0:
+            _check_not_empty(not_empty, scene, settings)
         if progress is not None:
             progress(now.stop, cameras.num_frames)
     assert output is not None
@@ -83,6 +90,28 @@ def check_renderable(scene: Scene4D, cameras: Cameras, settings: RenderSettings)
     Raises:
         RenderError: the frame counts differ, or no point is to be drawn in any frame.
     """
+    _check_frames(scene, cameras)
+    _check_not_empty(_anything_to_draw(scene, settings), scene, settings)
+
+
+def nearest(points: PointFrames, cameras: Cameras) -> RenderOutput:
+    """Draw each point into the one pixel that it falls on."""
+    x, y, depth = project_points(points.positions, cameras)
+    inside = x >= 0  # NaN, which infinite and NaN positions become, is inside of nothing
+    for test in (x < cameras.width, y >= 0, y < cameras.height, depth > 0, points.usable):
+        inside &= test
+    num_pixels = cameras.height * cameras.width
+    number = torch.arange(points.num_points, device=depth.device)
+    pixel = torch.add(x.to(torch.int32), y.to(torch.int32), alpha=cameras.width)
+    # Points outside go nowhere (depth infinity), each to a pixel of its own: atomics on one
+    # address would queue up.
+    pixel = torch.where(inside, pixel, number % num_pixels)
+    buffer = z_buffer(cameras.num_frames * num_pixels, depth.device)
+    buffer.draw_frames(pixel, depth.where(inside, torch.inf), number)
+    return at_points(buffer, points, cameras)
+
+
+def _check_frames(scene: Scene4D, cameras: Cameras) -> None:
     if scene.num_frames not in (1, cameras.num_frames):
         raise RenderError(
             f"The scene has {scene.num_frames} frames and the camera path has "
@@ -92,36 +121,30 @@ def check_renderable(scene: Scene4D, cameras: Cameras, settings: RenderSettings)
         )
     if cameras.num_frames == 0:
         raise RenderError("The camera path has no frames; expected at least one camera.")
+
+
+def _anything_to_draw(scene: Scene4D, settings: RenderSettings) -> Bool[Tensor, ""]:
     points = scene.points
     if isinstance(points, PointMaps):
-        to_draw, what = points.valid, "point maps have no valid pixel"
-    elif settings.draw_unseen:
-        to_draw, what = points.positions.isfinite().all(-1), "tracks have no finite position"
+        return points.valid.any()
+    if settings.draw_unseen:
+        return points.positions.isfinite().all(-1).any()
+    return points.visibility.any()
+
+
+def _check_not_empty(
+    anything_to_draw: Bool[Tensor, ""], scene: Scene4D, settings: RenderSettings
+) -> None:
+    if anything_to_draw:
+        return
+    if isinstance(scene.points, PointMaps):
+        what = "point maps have no valid pixel"
     else:
-        to_draw, what = points.visibility, "tracks have no visible point"
-    if not to_draw.any():
-        raise RenderError(
-            f"The scene is empty: its {what} in any frame, so there is nothing to draw. Check the "
-            "depth or the tracks that it was made from."
-        )
-
-
-def nearest(points: PointFrames, view: PointsInView, cameras: Cameras) -> RenderOutput:
-    """Draw each point into the one pixel that it falls on."""
-    frames, num_points = view.depth.shape
-    device = view.depth.device
-    num_pixels = cameras.height * cameras.width
-    inside = view.drawn & (view.x >= 0) & (view.y >= 0)
-    inside &= (view.x < cameras.width) & (view.y < cameras.height)
-    number = torch.arange(num_points, device=device)
-    pixel = view.y.to(torch.int32).mul_(cameras.width).add_(view.x.to(torch.int32))
-    # Points outside go nowhere (depth infinity), each to a pixel of its own: atomics on one
-    # address would queue up.
-    pixel = torch.where(inside, pixel, number % num_pixels)
-    pixel = pixel + torch.arange(frames, device=device)[:, None] * num_pixels
-    buffer = z_buffer(frames * num_pixels, device)
-    buffer.draw(pixel, view.depth.where(inside, torch.inf), number)
-    return at_points(buffer, points, view, cameras)
+        what = f"tracks have no {'finite position' if settings.draw_unseen else 'visible point'}"
+    raise RenderError(
+        f"The scene is empty: its {what} in any frame, so there is nothing to draw. Check the "
+        "depth or the tracks that it was made from."
+    )
 
 
 def _render_frames(
@@ -131,7 +154,7 @@ def _render_frames(
     settings: RenderSettings,
 ) -> RenderOutput:
     if settings.mode == "nearest":
-        return nearest(points, points_in_view(points, cameras), cameras)
+        return nearest(points, cameras)
     surface = surface_of(points, spacing)
     if settings.mode == "splat":
         view = points_in_view(points, cameras)
@@ -173,6 +196,9 @@ def _frames_that_fit(
     per_frame = num_points * _BYTES_PER_POINT[settings.mode]
     per_frame += cameras.height * cameras.width * _BYTES_PER_PIXEL[settings.mode]
     if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        if cameras.num_frames * per_frame < total * _UNASKED_SHARE:
+            return cameras.num_frames
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         budget = (torch.cuda.mem_get_info(device)[0] + cached) * _SHARE_OF_FREE
     else:

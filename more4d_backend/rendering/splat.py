@@ -35,7 +35,7 @@ def splat(
     if surface.joins is None or points.grid_hw is None:
         footprints = round_footprints(view, surface, cameras, max_footprint_px)
         draw_footprints(buffer, view, footprints, cameras)
-        return at_points(buffer, points, view, cameras)
+        return at_points(buffer, points, cameras)
     footprints, local_map = grid_footprints(
         view, surface.joins, points.grid_hw[1], max_footprint_px
     )
@@ -51,20 +51,18 @@ def draw_footprints(
     Points that cover a single pixel, in most views the greater part, are drawn as they lie; only
     the others are collected and expanded.
     """
-    frames, num_points = view.depth.shape
-    device = view.depth.device
+    num_points = view.depth.shape[1]
     num_pixels = cameras.height * cameras.width
     first_x, num_x = _pixels_covered(view.x, footprints.left, footprints.right, cameras.width)
     first_y, area = _pixels_covered(view.y, footprints.up, footprints.down, cameras.height)
     corner = first_y.mul_(cameras.width).add_(first_x)
     area.mul_(num_x).masked_fill_(~view.drawn, 0)
-    number = torch.arange(num_points, device=device)
+    number = torch.arange(num_points, device=view.depth.device)
     single = area == 1
     # The others go nowhere (depth infinity), each to a pixel of its own: atomics on one address
     # would queue up.
     pixel = torch.where(single, corner, number % num_pixels)
-    pixel = pixel + torch.arange(frames, device=device)[:, None] * num_pixels
-    buffer.draw(pixel, view.depth.where(single, torch.inf), number)
+    buffer.draw_frames(pixel, view.depth.where(single, torch.inf), number)
     corner, num_x, area, depth = (t.flatten() for t in (corner, num_x, area, view.depth))
     large = (area > 1).nonzero()[:, 0]
     for part in _parts(large, area):

@@ -89,29 +89,38 @@ def point_frames(
 
 def points_in_view(points: PointFrames, cameras: Cameras) -> PointsInView:
     """Project points into cameras. Points of a single frame are seen by all the cameras."""
-    rows = projection_rows(cameras, points.positions.device)
-    x, y, depth = (apply_row(points.positions, row) for row in rows.unbind(1))
-    x, y = x / depth, y / depth
-    # NaN and infinite positions end up here as NaN or infinity, for which these are all False.
-    drawn = (x.abs() < _BEYOND_ANY_PICTURE_PX) & (y.abs() < _BEYOND_ANY_PICTURE_PX)
-    drawn &= (depth > 0) & (depth < torch.inf) & points.usable
+    x, y, depth = project_points(points.positions, cameras)
+    # What has an infinite or NaN coordinate has no finite depth, and NaN as x and y.
+    drawn = (x * x).addcmul_(y, y) < _BEYOND_ANY_PICTURE_PX**2
+    drawn &= depth > 0
+    drawn &= points.usable
     return PointsInView(x=x, y=y, depth=depth, drawn=drawn)
 
 
-def projection_rows(cameras: Cameras, device: torch.device) -> Float[Tensor, "frame 3 4"]:
-    """Intrinsics times world-to-camera, multiplied on the CPU in float64, as float32."""
-    matrix = cameras.intrinsics.cpu().double() @ cameras.world_to_camera.cpu().double()[:, :3]
-    return matrix.to(torch.float32).to(device)
+def project_points(
+    positions: Float[Tensor, "#frame point 3"], cameras: Cameras
+) -> Float[Tensor, "3 frame point"]:
+    """Pixel x, pixel y and depth (camera z) of every point; x and y mean nothing for depth <= 0.
 
-
-def apply_row(
-    positions: Float[Tensor, "#frame point 3"], row: Float[Tensor, "#frame 4"]
-) -> Float[Tensor, "frame point"]:
-    """One row of an affine map, applied to points.
-
-    Written out, because a matrix product may run in TF32 (a host's global setting, wrong by
-    pixels here) and rounds differently for different numbers of frames.
+    The products are written out, because a matrix product may run in TF32 (a host's global
+    setting, wrong by pixels here) and rounds differently for different numbers of frames. Every
+    coordinate is read three times, so they are first laid out one after another.
     """
-    x, y, z = positions.unbind(-1)
-    a, b, c, d = row[..., None].unbind(1)
-    return torch.addcmul(torch.addcmul(torch.addcmul(d, x, a), y, b), z, c)
+    x, y, z = positions.movedim(-1, 0).contiguous()
+    a, b, c, d = projection_rows(cameras, positions.device).movedim(-1, 0)[..., None]
+    projected = torch.addcmul(d, x, a).addcmul_(y, b).addcmul_(z, c)
+    projected[:2].div_(projected[2])
+    return projected
+
+
+def projection_rows(cameras: Cameras, device: torch.device) -> Float[Tensor, "3 frame 4"]:
+    """Intrinsics times world-to-camera, multiplied in float64, as float32.
+
+    Where the cameras lie, so that nothing waits for a device; but on the CPU if they lie on MPS,
+    which has no float64. Written out, so that every device rounds alike.
+    """
+    at = torch.device("cpu") if cameras.intrinsics.device.type == "mps" else None
+    K, pose = (m.to(at, torch.float64) for m in (cameras.intrinsics, cameras.world_to_camera))
+    terms = K.transpose(0, 1)[..., None] * pose[:, :3]
+    rows = terms[:, :, 0] + terms[:, :, 1] + terms[:, :, 2]
+    return rows.to(torch.float32).to(device, non_blocking=True)

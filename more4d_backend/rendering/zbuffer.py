@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_INDEX_BITS = 32
-_EMPTY = 0x7F800000 << _INDEX_BITS  # the bits of infinity: no fragment of that depth is below it
+_EMPTY = 0x7F800000 << 32  # the bits of infinity: no fragment of that depth is below it
 
 
 class PackedZBuffer:
-    """One atomic minimum per fragment, on keys of depth (high 32 bits) and point (low 32).
+    """One atomic minimum per fragment, on keys of depth (high 32 bits) and 1 + point (low 32).
 
     The bits of a positive float32, read as an integer, are ordered as the float is.
     """
@@ -28,25 +27,37 @@ class PackedZBuffer:
         point: Int[Tensor, "*#fragment"],
     ) -> None:
         """Add fragments. Those of depth infinity change nothing."""
-        keys = depth.contiguous().view(torch.int32).to(torch.int64)
-        keys.bitwise_left_shift_(_INDEX_BITS).bitwise_or_(point)
+        keys = _packed(depth, point)
         self._keys.scatter_reduce_(0, pixel.reshape(-1), keys.reshape(-1), "amin")
+
+    def draw_frames(
+        self,
+        pixel: Int[Tensor, "frame fragment"],
+        depth: Float[Tensor, "frame fragment"],
+        point: Int[Tensor, "fragment"],
+    ) -> None:
+        """Add as many fragments to every frame; here `pixel` counts anew in each frame."""
+        keys = _packed(depth, point)
+        self._keys.view(len(pixel), -1).scatter_reduce_(1, pixel, keys, "amin")
+
+    def numbers(self) -> Int[Tensor, " pixel"]:
+        """1 + the point seen at each pixel; 0 where none is."""
+        return self._keys.view(torch.int32)[0::2]
 
     def points(self, missing: int) -> Int[Tensor, " pixel"]:
         """Point seen at each pixel; `missing`, a number above every point, where none is."""
-        point = self._keys & (2**_INDEX_BITS - 1)
-        return point.masked_fill_(self._keys >= _EMPTY, missing)
+        return _points(self.numbers(), missing)
 
     def depth(self) -> Float[Tensor, " pixel"]:
         """Depth of that point; 0 where none is."""
-        depth = (self._keys >> _INDEX_BITS).to(torch.int32).view(torch.float32)
-        return depth.where(depth < torch.inf, 0.0)
+        return self._keys.view(torch.float32)[1::2].nan_to_num(posinf=0.0)
 
 
 class TwoPassZBuffer:
     """The same with float32 minima only, which is what Apple's MPS has on every version.
 
-    Point numbers are kept as float32 too, which is exact below 2^24 points a frame (4096 x 4096).
+    Point numbers are kept as float32 too, which is exact for less than 2^24 points a frame
+    (4096 x 4096).
     """
 
     def __init__(self, num_pixels: int, device: torch.device):
@@ -69,13 +80,27 @@ class TwoPassZBuffer:
         candidates = point.masked_fill(~nearest, torch.inf)
         self._point.scatter_reduce_(0, pixel, candidates, "amin")
 
+    def draw_frames(
+        self,
+        pixel: Int[Tensor, "frame fragment"],
+        depth: Float[Tensor, "frame fragment"],
+        point: Int[Tensor, "fragment"],
+    ) -> None:
+        """Add as many fragments to every frame; here `pixel` counts anew in each frame."""
+        first = torch.arange(len(pixel), device=pixel.device) * (len(self._depth) // len(pixel))
+        self.draw(pixel + first[:, None], depth, point)
+
+    def numbers(self) -> Int[Tensor, " pixel"]:
+        """1 + the point seen at each pixel; 0 where none is."""
+        return (self._point + 1).nan_to_num_(posinf=0.0).to(torch.int32)
+
     def points(self, missing: int) -> Int[Tensor, " pixel"]:
         """Point seen at each pixel; `missing`, a number above every point, where none is."""
-        return self._point.clamp(max=missing).to(torch.int64)
+        return _points(self.numbers(), missing)
 
     def depth(self) -> Float[Tensor, " pixel"]:
         """Depth of that point; 0 where none is."""
-        return self._depth.where(self._depth < torch.inf, 0.0)
+        return self._depth.nan_to_num(posinf=0.0)
 
 
 ZBuffer = PackedZBuffer | TwoPassZBuffer
@@ -88,3 +113,19 @@ def z_buffer(num_pixels: int, device: torch.device) -> ZBuffer:
     sorting by depth 8 ms.
     """
     return (TwoPassZBuffer if device.type == "mps" else PackedZBuffer)(num_pixels, device)
+
+
+def _packed(
+    depth: Float[Tensor, "*fragment"], point: Int[Tensor, "*#fragment"]
+) -> Int[Tensor, "*fragment"]:
+    """Keys in one pass: a complex number is a pair of float32, the first one in the low half.
+
+    All the machines that torch runs on are little-endian. Nothing is computed with the floats that
+    the point numbers are taken for, so their bits stay.
+    """
+    number = (point + 1).to(torch.int32).view(torch.float32)
+    return torch.complex(number, depth).view(torch.int64)
+
+
+def _points(number: Int[Tensor, " pixel"], missing: int) -> Int[Tensor, " pixel"]:
+    return (number.to(torch.int64) - 1).masked_fill_(number == 0, missing)
