@@ -6,8 +6,8 @@
 
 Runs what `generate` runs, files included, with random weights of every network: Depth Anything
 (ViT-L), UMT5-XXL, CLIP ViT-H, Wan VAE, motion VAE, 4D-STraG, 4D-ViSM; one photo, one camera path.
-Few steps are run. The denoising loops are extrapolated to 50 steps from the median step; all else
-is as measured, the first step's excess over the median included. Reading weight files is left out:
+Few steps are run. The denoising loops are extrapolated to 50 steps: the first as measured, the
+others as long as the median; all else is as measured. Reading weight files is left out:
 here networks are filled on the device.
 """
 
@@ -67,6 +67,9 @@ class Clock:
 
     steps: dict[str, list[float]] = field(default_factory=dict)
     """Denoising loop -> time at the end of each step."""
+
+    begun: dict[str, float] = field(default_factory=dict)
+    """Stage -> time at which its transformer was called first."""
 
     building: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Stage -> seconds of making random networks, which no user waits for."""
@@ -258,7 +261,12 @@ class RandomModels:
             if hasattr(pipeline, name):
                 part = f"{stage}: {name.strip('_').replace('_', ' ')}"
                 object.__setattr__(pipeline, name, self.clock.timed(part, getattr(pipeline, name)))
+        pipeline.transformer.register_forward_pre_hook(partial(self._begin, stage))
         self.clock.building[stage] += self.clock.now() - start
+
+    def _begin(self, stage: str, *_: object) -> None:
+        if stage not in self.clock.begun:
+            self.clock.begun[stage] = self.clock.now()
 
     def _free(self, pipeline: Any) -> None:
         for part in vars(pipeline).values():
@@ -308,12 +316,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-frames", type=int, default=49)
     parser.add_argument("--height", type=int, default=368)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=4, help="at least 3; the first is not timed")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="at least 2: the first is unlike the others"
+    )
     parser.add_argument("--compile-blocks", action="store_true")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     arguments = parser.parse_args()
-    if arguments.steps < 3:
-        parser.error("--steps: the first step is not timed, and a median needs two more.")
+    if arguments.steps < 2:
+        parser.error("--steps: the first step is unlike the others, so there must be another.")
     return arguments
 
 
@@ -331,9 +341,9 @@ def breakdown(stages: list[dict[str, Any]], clock: Clock, total: float) -> dict[
             if where == name:
                 marks = clock.steps[label]
                 step = statistics.median(later - earlier for earlier, later in pairwise(marks))
-                # The first step's start is not noted: it is taken to be as long as the others.
-                rest -= marks[-1] - marks[0] + step
-                parts[f"{name}: denoising"] = FULL_STEPS * step
+                rest -= marks[-1] - clock.begun[name]
+                first = marks[0] - clock.begun[name]
+                parts[f"{name}: denoising"] = first + (FULL_STEPS - 1) * step
         parts[f"{name}: rest" if name in LOOPS.values() else name] = rest
     parts["hashing, contact sheet, run.json"] = total - sum(s["seconds"] for s in stages)
     return parts

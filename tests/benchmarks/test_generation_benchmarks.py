@@ -24,8 +24,8 @@ def test_every_second_of_a_generation_is_in_some_part(tmp_path):
     seconds = found["seconds"]
     assert {"depth", "scene: denoising", "scene: decode", "dolly-zoom: render"} <= set(seconds)
     assert {"scene: encode condition", "dolly-zoom: complete: denoising"} <= set(seconds)
-    # What is left over is a difference of clocks: never below nothing by more than their error.
-    assert all(value > -0.05 for value in seconds.values()), seconds
+    # What is left over is a difference of clocks, and run.json has milliseconds.
+    assert all(value > -0.01 for value in seconds.values()), seconds
     assert "extrapolated to 50 steps" in table
 
 
