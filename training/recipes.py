@@ -23,7 +23,7 @@ ProfileName = Literal["released", "own"]
 SizeName = Literal["14b", "1.3b", "tiny"]
 
 _RELEASED_SIZE = SampleSize(num_frames=49, height=368, width=512)
-_TINY_SIZE = SampleSize(num_frames=25, height=128, width=176)
+_TINY_SIZE = SampleSize(num_frames=49, height=128, width=176)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,7 +333,7 @@ def vism_own(data: Path, output: Path) -> VismConfig:
 
 
 def vism_tiny(data: Path, output: Path) -> VismConfig:
-    """The embedded base, 3 layers of width 256, trained whole. For its LoRA: `--mode lora`."""
+    """The embedded base, 3 layers of width 256, trained whole."""
     return VismConfig(
         run=RunSettings(
             output=output,
@@ -350,9 +350,20 @@ def vism_tiny(data: Path, output: Path) -> VismConfig:
         ),
         size="tiny",
         mode="full",
+        dropouts=Dropouts(text=0.1, image_tokens=0.0),
+    )
+
+
+def vism_tiny_lora(data: Path, output: Path) -> VismConfig:
+    """The embedded LoRA, on the embedded base: name it with `--weights.base`."""
+    base = vism_tiny(data, output)
+    return replace(
+        base,
+        run=replace(base.run, num_steps=5000),
+        optimizer=replace(base.optimizer, learning_rate=2e-3),
+        mode="lora",
         lora_rank=16,
         lora_alpha=16.0,
-        dropouts=Dropouts(text=0.1, image_tokens=0.0),
     )
 
 
@@ -365,6 +376,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "tiny": motion_vae_tiny,
     },
     "strag": {"released": strag_released, "own": strag_own, "tiny": strag_tiny},
-    "vism": {"released": vism_released, "own": vism_own, "tiny": vism_tiny},
+    "vism": {
+        "released": vism_released,
+        "own": vism_own,
+        "tiny": vism_tiny,
+        "tiny-lora": vism_tiny_lora,
+    },
 }
 """Trainer -> recipe -> its function of (data folder, output folder)."""

@@ -70,7 +70,7 @@ def train(config: MotionVaeConfig) -> Path:
 
     # 2. The data.
     dataset = ShardDataset(config.data.train, config.data.size, config.data.max_samples)
-    validation = ValidationSet(config.data)
+    validation = ValidationSet(config.data, config.run.validate_every)
     loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
 
     # 3. The network, its objective and its optimiser.

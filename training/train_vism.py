@@ -1,7 +1,7 @@
 """Train 4D-ViSM: to fill the holes of rendered videos, as a LoRA on Fun-InP or whole.
 
     python -m training.train_vism tiny --data.train D/train --data.validation D/validation
-    python -m training.train_vism tiny --mode lora --weights.base runs/vism/vism_base.safetensors
+    python -m training.train_vism tiny-lora --weights.base runs/vism/vism_base.safetensors
     accelerate launch --num_processes 8 -m training.train_vism own
     python -m training.train_vism tiny --run.num-steps 3 --run.precision fp32  # CPU
 
@@ -149,7 +149,7 @@ def train(config: VismConfig) -> Path:
     dataset = ShardDataset(config.data.train, config.data.size, config.data.max_samples)
     if config.holes.novel > 0 and not dataset.has_novel_views:
         _log.warning("Not every sample has a novel view: batches without take other holes.")
-    validation = ValidationSet(config.data)
+    validation = ValidationSet(config.data, config.run.validate_every)
     loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
 
     # 3. The networks, the objective and its optimiser.

@@ -21,13 +21,13 @@ NOISE_LEVELS = (0.2, 0.5, 0.8, 0.95)
 class ValidationSet:
     """The first samples of the validation folder, one by one, the same every time."""
 
-    def __init__(self, settings: DataSettings) -> None:
-        """Open the folder, if the settings name one.
+    def __init__(self, settings: DataSettings, every: int) -> None:
+        """Open the folder, if the settings name one and validation every so many steps.
 
         Raises:
             FileFormatError, SampleError: the folder cannot be used.
         """
-        folder = settings.validation
+        folder = settings.validation if every > 0 else None
         self._dataset = None if folder is None else ShardDataset(folder, settings.size)
         self._wanted = settings.num_validation_samples
 
@@ -57,7 +57,7 @@ def save_pictures(
     run: TrainingRun, videos: Mapping[str, Float[Tensor, "frame height width 3"]]
 ) -> None:
     """Write rows of frames to `validation/step-<step>.png` of the run, on rank 0."""
-    if not run.is_main:
+    if not run.is_main or not videos:
         return
     folder = run.output / "validation"
     folder.mkdir(parents=True, exist_ok=True)

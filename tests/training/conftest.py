@@ -1,6 +1,10 @@
-"""Checks the annotations of `training` in tests, and makes small samples."""
+"""Checks the annotations of `training` in tests, and makes small samples and configs."""
 
+import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,3 +94,72 @@ def make_synthetic_sample() -> Callable:
         )
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    """Accelerate keeps one state per process; each test makes its own."""
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, PartialState
+
+        AcceleratorState._reset_state(True)
+        PartialState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def small_data(make_synthetic_sample, tmp_path_factory) -> Path:
+    """Return a folder with `train` and `validation` of worlds, 5 frames of 32x48."""
+    from training.shards import write_shard
+
+    folder = tmp_path_factory.mktemp("data")
+    worlds = (make_synthetic_sample(seed, novel=True) for seed in range(8))
+    write_shard(folder / "train" / "0.tar", worlds)
+    held_out = (make_synthetic_sample(seed, novel=True) for seed in (100, 101))
+    write_shard(folder / "validation" / "0.tar", held_out)
+    return folder
+
+
+@pytest.fixture
+def small(small_data, tmp_path) -> Callable:
+    """Return a function that brings a recipe to test size: `small(recipe, num_steps, **run)`."""
+    from training.samples import SampleSize
+
+    def make(recipe: Callable, num_steps: int, output: str = "run", **run):
+        config = recipe(small_data, tmp_path / output)
+        settings = {"batch_size": 2, "precision": "fp32", "tracker": "none", "ema_decay": None}
+        settings |= {"validate_every": 0, "export_precision": "fp32", "checkpoint_every": 1000}
+        size = SampleSize(num_frames=5, height=32, width=32)
+        return replace(
+            config,
+            run=replace(config.run, num_steps=num_steps, **(settings | run)),
+            data=replace(config.data, size=size, num_workers=0, num_validation_samples=2),
+            optimizer=replace(config.optimizer, warmup_steps=10),
+        )
+
+    return make
+
+
+@pytest.fixture
+def metrics_of() -> Callable:
+    """Return a function that reads a metric of a config's run, in the order of steps."""
+
+    def read(config, name: str) -> list[float]:
+        lines = (config.run.output / "metrics.jsonl").read_text().splitlines()
+        values = (json.loads(line).get(name) for line in lines)
+        return [value for value in values if value is not None]
+
+    return read
+
+
+@pytest.fixture
+def same_tensors() -> Callable:
+    """Return a function that compares two weight files to the bit (headers have no order)."""
+    import torch
+    from safetensors.torch import load_file
+
+    def same(first: Path, second: Path) -> bool:
+        a, b = load_file(first), load_file(second)
+        return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+    return same

@@ -18,16 +18,6 @@ from training.shards import write_shard
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    """Accelerate keeps one state per process; each test makes its own."""
-    from accelerate.state import AcceleratorState, PartialState
-
-    yield
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-
-
 @pytest.fixture
 def stand_in():
     sys.path.insert(0, str(HERE))
