@@ -183,7 +183,7 @@ class ModelOptions:
                 raise ValueError(f"--weights is {entry!r}; expected NAME=FILE, NAME from {known}.")
             given[name] = Path(path)
         needed = (*STRAG_WEIGHTS, *(VISM_WEIGHTS if complete else ()))
-        return FileModels(
+        models = FileModels(
             files=find_files(given, self.weights_folder, tuple(dict.fromkeys(needed))),
             profile={"released": RELEASED, "own": OWN}[self.profile],
             lora_weight=self.lora_weight,
@@ -192,6 +192,8 @@ class ModelOptions:
             measure_attention=self.attention == "measure",
             request=self.request(),
         )
+        models.check()
+        return models
 
     def request(self) -> DeviceRequest:
         """Return where and how to compute."""

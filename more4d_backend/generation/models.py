@@ -29,7 +29,9 @@ from ..latents import latent_size
 from ..step_speed import cache_steps, check_step_cache, compile_blocks
 from ..strag.profile import RELEASED, StragWeightsProfile
 from ..vism.lora import RELEASED_WEIGHT
+from ..weight_conversion import open_model
 from ..weight_files import WeightsError, file_sha256
+from ..weight_kinds import WeightKind, expect
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -47,6 +49,16 @@ STRAG_WEIGHTS = ("strag", "motion-vae", "wan-vae", "umt5", "umt5-tokenizer", "cl
 
 VISM_WEIGHTS = ("fun-inp", "vism-lora", "wan-vae", "umt5", "umt5-tokenizer", "clip")
 """Names of the files that filling holes needs."""
+
+_KINDS = {
+    "strag": WeightKind.STRAG,
+    "motion-vae": WeightKind.MOTION_VAE,
+    "wan-vae": WeightKind.WAN_VAE,
+    "umt5": WeightKind.UMT5,
+    "clip": WeightKind.CLIP_VISION,
+    "fun-inp": WeightKind.FUN_INP,
+    "vism-lora": WeightKind.VISM_LORA,
+}
 
 
 @runtime_checkable
@@ -245,6 +257,18 @@ class FileModels:
             head_dim=transformer.config["attention_head_dim"],
         )
         return replace(self.request, attention=fastest)
+
+    def check(self) -> None:
+        """Refuse a wrong or damaged file now: its stage may come after an hour of others.
+
+        Reads names and shapes only.
+
+        Raises:
+            WeightsError: names what the file is, and what its slot needs.
+        """
+        for name, kind in _KINDS.items():
+            if name in self.files:
+                expect(open_model(self.files[name]), kind)
 
     def _file(self, name: str) -> Path:
         if name not in self.files:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..files import replacing
 from ..weight_files import WeightFile, WeightsError, first_five, open_weights
 from ..weight_keys import WAN_TRANSFORMER, renamer
+from ..weight_kinds import WeightKind, expect, recognize
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -77,6 +78,8 @@ def load_lora(
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path} is not a safetensors file. Convert the LoRA to one first.")
     file = open_weights(path)
+    if recognize(file).kind not in (WeightKind.OTHER_LORA, WeightKind.UNKNOWN):
+        expect(file, WeightKind.VISM_LORA)  # a whole network is named for what it is
     modules = _checked_modules(transformer, file)
     tensors, alphas = {}, {}
     for released, module_name in modules.items():

@@ -231,10 +231,16 @@ def test_bad_requests_are_refused_and_nothing_is_written(
 def test_a_wrong_file_in_a_slot_is_named_for_what_it_is(
     photo, options, weight_files, tmp_path, caplog
 ):
-    swapped = ["--weights", f"strag={weight_files['fun-inp']}"]
-    assert main(["generate", str(photo), *options, *swapped, "-o", str(tmp_path / "out")]) == 2
-    assert "Fun-InP" in caplog.text
-    assert "STraG" in caplog.text
+    for slot, other, words in (
+        ("strag", "fun-inp", ("Fun-InP", "STraG")),
+        # Its stage is the last one, and yet nothing was begun.
+        ("vism-lora", "umt5", ("the UMT5 text encoder", "ViSM LoRA")),
+    ):
+        caplog.clear()
+        swapped = ["--weights", f"{slot}={weight_files[other]}"]
+        assert main(["generate", str(photo), *options, *swapped, "-o", str(tmp_path / "out")]) == 2
+        assert all(word in caplog.text for word in words)
+        assert not (tmp_path / "out").exists()
 
 
 def test_missing_weights_are_listed_with_the_command_that_gets_them(
