@@ -27,14 +27,16 @@ class Config:
 class Objective(torch.nn.Module):
     """Depth from colours, with dropout (global random state) and drawn noise."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
+        self.dropout = dropout
         self.layer = torch.nn.Linear(3, 8)
         self.last = torch.nn.Linear(8, 1)
         self.frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
 
     def forward(self, colors, depth, noise):
-        hidden = torch.nn.functional.dropout(self.layer(colors + 0.1 * noise).relu(), 0.2)
+        hidden = self.layer(colors + 0.1 * noise).relu()
+        hidden = torch.nn.functional.dropout(hidden, self.dropout)
         return (self.last(hidden)[..., 0] - depth).square().flatten(1).mean(1)
 
 
@@ -62,6 +64,8 @@ def train(config: Config, each=lambda run: None, objective=None) -> TrainingRun:
     for batch in run.batches():
         colors = batch.video[:, 0] / 255
         noise = torch.randn(colors.shape, generator=run.generator())
+        if run.module.dropout == 0:
+            noise.zero_()
         run.update(batch, lambda c=colors, b=batch, n=noise: run.objective(c, b.depth, n))
         each(run)
     run.close()
@@ -69,8 +73,11 @@ def train(config: Config, each=lambda run: None, objective=None) -> TrainingRun:
 
 
 if __name__ == "__main__":
-    data, output, num_steps, sleep_s = sys.argv[1:]
+    data, output, num_steps, sleep_s, *batch_size = sys.argv[1:]
+    torch.manual_seed(0)
+    settings = {"batch_size": int(batch_size[0])} if batch_size else {"ema_decay": 0.9}
     train(
-        config(Path(data), Path(output), int(num_steps), ema_decay=0.9),
+        config(Path(data), Path(output), int(num_steps), **settings),
         each=lambda run: time.sleep(float(sleep_s)),
+        objective=Objective(0.0) if batch_size else None,
     )

@@ -276,3 +276,31 @@ def test_unfinished_checkpoints_of_a_killed_run_are_removed(stand_in, data, tmp_
         stand_in.train(stand_in.config(data, tmp_path / "run", 3))
     assert not leftover.exists()
     assert "was never finished and is removed" in caplog.text
+
+
+def _run_on(ranks: int, data: Path, output: Path, batch_size: int) -> None:
+    script = [str(HERE / "stand_in_run.py"), str(data), str(output), "9", "0", str(batch_size)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = {"PYTHONPATH": str(HERE.parent.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *(launcher if ranks > 1 else []), *script],
+        env={**os.environ, **environment, "ACCELERATE_USE_CPU": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="torch.distributed on Windows lacks this launcher")
+def test_two_ranks_train_as_one_with_the_double_batch(data, tmp_path):
+    from safetensors.torch import load_file
+
+    _run_on(1, data, tmp_path / "one", 4)
+    _run_on(2, data, tmp_path / "two", 2)
+    for one, two in zip(_curve(tmp_path / "one"), _curve(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+    name = "checkpoint-00000009/trainable.safetensors"
+    one, two = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
+    assert all(torch.allclose(one[k], two[k], atol=1e-6) for k in one)
+    assert (tmp_path / "two" / "checkpoint-00000009" / "random-1.pt").exists()
