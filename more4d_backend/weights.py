@@ -70,8 +70,9 @@ def load_into(
 ) -> None:
     """Fill a network, one tensor at a time, so that never more than one is in memory twice.
 
-    Parameters on the meta device are created on `device` with `dtype` (None: as stored); those
-    that exist keep their device and dtype. `float32` lists parts of names that stay in float32.
+    Parameters on the meta device are created on `device` with `dtype` (None: as stored), and
+    buffers that no file holds, such as rotation angles, are brought to them. Parameters that
+    exist keep their device and dtype. `float32` lists parts of names that stay in float32.
     `allowed_missing` lists names, or beginnings that end in a dot, that the file may lack.
 
     Raises:
@@ -82,6 +83,8 @@ def load_into(
     if differences := compare(slots, tensors, allowed):
         raise WeightsError(f"{source} does not fit {type(module).__name__}. {differences}")
     keep = tuple(float32)
+    if any(slot.is_meta for slot in slots.values()):
+        _bring_computed_buffers(module, slots, device)
     with torch.no_grad():
         for names, slot in _grouped(slots):
             given = next((name for name in names if name in tensors), None)
@@ -143,6 +146,15 @@ def _create(
     for name in names:
         owner_name, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner_name), leaf, made)
+
+
+def _bring_computed_buffers(
+    module: nn.Module, slots: Mapping[str, Tensor], device: torch.device | str
+) -> None:
+    for name, buffer in list(module.named_buffers()):
+        if name not in slots and not buffer.is_meta:
+            owner, _, last = name.rpartition(".")
+            module.get_submodule(owner)._buffers[last] = buffer.to(device)
 
 
 def _refuse_empty(module: nn.Module, source: str) -> None:

@@ -103,3 +103,26 @@ def test_compiled_blocks_share_two_graphs_and_compute_the_same():
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr[-3000:]
     assert told.stdout.split() == ["2", "0"]
+
+
+def test_a_transformer_that_is_loaded_to_the_device_is_there_as_a_whole(tmp_path):
+    from safetensors.torch import save_file
+
+    from more4d_backend.model_loading import load_strag
+    from more4d_backend.strag.transformer import StragTransformer
+    from more4d_backend.weight_conversion import to_original
+    from more4d_backend.weight_files import stored
+    from more4d_backend.weight_kinds import WeightKind
+
+    module = StragTransformer(
+        num_layers=1, num_attention_heads=1, ffn_dim=16, text_dim=32, freq_dim=16, image_dim=None,
+        added_kv_proj_dim=None, perception_dim=128, perception_depth=1, perception_heads=4,
+        feature_dim=8,
+    )  # fmt: skip
+    tensors = to_original(WeightKind.STRAG, stored(module.state_dict()))
+    save_file(
+        {name: t.read().contiguous() for name, t in tensors.items()}, tmp_path / "s.safetensors"
+    )
+    loaded = load_strag(tmp_path / "s.safetensors", device="cuda")
+    held = [*loaded.parameters(), *loaded.buffers()]
+    assert all(tensor.is_cuda for tensor in held)
