@@ -11,6 +11,9 @@ A checkpoint is a folder `checkpoint-00000200` with
 | `random-<rank>.pt` | random states of Python, numpy, torch and CUDA, per rank |
 | `sharded/` | accelerate's own files, in place of the former where FSDP or DeepSpeed is used |
 
+Nothing of ours runs code from these files. The readers of torch and accelerate for `sharded/` use
+pickle: resume a sharded run from your own checkpoints alone.
+
 `checkpoint.json` is written last and the folder renamed after that, so a folder under its final
 name is whole; its file sizes tell when a disk or a copy lost something later.
 """

@@ -65,7 +65,7 @@ class RandomTextEncoder:
 
     def __init__(self, text_dim: int, seed: int) -> None:
         """Draw one token for each byte and one for each place."""
-        self.model = _ByteTokens(text_dim, torch.Generator().manual_seed(seed))
+        self.model = _ByteTokens(text_dim, torch.Generator().manual_seed(seed)).eval()
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Float[Tensor, "prompt 512 text_dim"]:

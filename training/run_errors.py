@@ -57,7 +57,7 @@ def memory_advice(settings: RunSettings, *, sharded: bool) -> str:
     if not sharded:
         advice.append(
             "split parameters and optimiser over several GPUs with `accelerate launch "
-            "--config_file training/accelerate/fsdp.yaml` (16 bytes per trained parameter are "
+            "--config_file training/launch/fsdp.yaml` (16 bytes per trained parameter are "
             "divided by their number)"
         )
     if settings.ema_decay is not None:

@@ -1,7 +1,7 @@
 """Train 4D-STraG: motion latents by flow matching, guided by image, depth and text.
 
     python -m training.train_strag tiny --data.train D/train --data.validation D/validation
-    accelerate launch --config_file training/accelerate/fsdp.yaml -m training.train_strag own
+    accelerate launch --config_file training/launch/fsdp.yaml -m training.train_strag own
     python -m training.train_strag tiny --run.num-steps 3 --run.precision fp32  # CPU
 
 Writes `strag.safetensors` to the output folder. Settings: `--help` after a recipe's name.

@@ -244,7 +244,7 @@ def test_no_memory_says_what_to_change(stand_in, data, tmp_path):
     message = str(raised.value)
     assert "run.batch_size from 2 to 1 and raise run.accumulation from 1 to 2" in message
     assert "run.gradient_checkpointing on" in message
-    assert "training/accelerate/fsdp.yaml" in message
+    assert "training/launch/fsdp.yaml" in message
 
 
 def test_advice_names_only_what_is_left_to_change():
