@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from more4d_backend.camera_paths import PathSettings, scene_path
-from more4d_backend.rendering import RenderSettings, gsplat_cuda, hole_mask, render
+from more4d_backend.rendering import RenderOutput, RenderSettings, gsplat_cuda, hole_mask, render
 from more4d_backend.rendering import reference as reference_renderer
 from more4d_backend.rendering import splat as splat_renderer
 from more4d_backend.rendering.footprint import grid_footprints
@@ -112,11 +112,21 @@ def reference_loop(scene: Scene4D, path: list[Cameras]) -> torch.Tensor:
     return torch.stack(frames)
 
 
+def nearest_plain(scene: Scene4D, path: Cameras) -> RenderOutput:
+    """Render all frames at once in plain torch, where `render` would take fused kernels."""
+    frames, device = slice(0, path.num_frames), scene.points.positions.device
+    points = point_frames(scene, frames, device, draw_unseen=False)
+    return reference_renderer.nearest_plain(points, path)
+
+
 def time_modes(watch: Stopwatch, scene: Scene4D, path: Cameras, chunk: int | None) -> None:
     """Whole calls, as a user makes them."""
     for mode in ("nearest", "splat"):
         settings = RenderSettings(mode=mode, chunk_frames=chunk)
         watch.time(mode, lambda settings=settings: render(scene, path, settings))
+    device = scene.points.positions.device
+    if device.type == "cuda" and reference_renderer.triton_available(device):
+        watch.time("nearest, plain torch", lambda: nearest_plain(scene, path))
     alpha = render(scene, path).alpha
     watch.time("hole mask", lambda: hole_mask(alpha))
     watch.time("hole mask, grow 4, feather 4", lambda: hole_mask(alpha, grow_px=4, feather_px=4))

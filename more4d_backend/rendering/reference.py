@@ -1,7 +1,14 @@
-"""Scene and camera path to pictures: plain torch, any device, all frames at once."""
+"""Scene and camera path to pictures: plain torch, any device, all frames at once.
+
+On CUDA, `nearest` is drawn by the kernels of `nearest_triton` where triton can be used.
+"""
 
 import logging
+import os
+import shutil
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,6 +39,7 @@ _UNASKED_SHARE = 1 / 32
 """What takes less of a CUDA device than this is rendered at once. To ask the driver and torch's
 allocator how much is free would cost a good part of the time that `nearest` needs for 49 frames."""
 _SHARE_OF_FREE = 0.6
+_FIRST_WITH_TRITON = (7, 0)
 
 
 @torch.no_grad()
@@ -95,7 +103,34 @@ def check_renderable(scene: Scene4D, cameras: Cameras, settings: RenderSettings)
 
 
 def nearest(points: PointFrames, cameras: Cameras) -> RenderOutput:
-    """Draw each point into the one pixel that it falls on."""
+    """Draw each point into the one pixel that it falls on, by the fastest means of the device."""
+    device = points.positions.device
+    if device.type == "cuda" and triton_available(device):
+        from . import nearest_triton
+
+        return nearest_triton.nearest(points, cameras)
+    return nearest_plain(points, cameras)
+
+
+@cache
+def triton_available(device: torch.device) -> bool:
+    """Whether `nearest` takes the kernels of `nearest_triton` on a CUDA device; says so once."""
+    missing = None
+    if find_spec("triton") is None:
+        missing = "triton is not installed"
+    elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        missing = "triton needs a C compiler (cc, gcc, clang or CC) and there is none"
+    elif torch.cuda.get_device_capability(device) < _FIRST_WITH_TRITON:
+        missing = "triton needs a GPU of compute capability 7.0 or later"
+    if missing:
+        log.info("Points are drawn on %s by plain torch, which is slower: %s.", device, missing)
+    else:
+        log.debug("Points are drawn on %s by triton kernels.", device)
+    return missing is None
+
+
+def nearest_plain(points: PointFrames, cameras: Cameras) -> RenderOutput:
+    """Draw each point into the one pixel that it falls on, with plain torch."""
     x, y, depth = project_points(points.positions, cameras)
     inside = x >= 0  # NaN, which infinite and NaN positions become, is inside of nothing
     for test in (x < cameras.width, y >= 0, y < cameras.height, depth > 0, points.usable):

@@ -18,7 +18,8 @@ class PackedZBuffer:
     """
 
     def __init__(self, num_pixels: int, device: torch.device):
-        self._keys = torch.full((num_pixels,), _EMPTY, dtype=torch.int64, device=device)
+        self.keys = torch.full((num_pixels,), _EMPTY, dtype=torch.int64, device=device)
+        """The lowest key at each pixel."""
 
     def draw(
         self,
@@ -28,7 +29,7 @@ class PackedZBuffer:
     ) -> None:
         """Add fragments. Those of depth infinity change nothing."""
         keys = _packed(depth, point)
-        self._keys.scatter_reduce_(0, pixel.reshape(-1), keys.reshape(-1), "amin")
+        self.keys.scatter_reduce_(0, pixel.reshape(-1), keys.reshape(-1), "amin")
 
     def draw_frames(
         self,
@@ -38,11 +39,11 @@ class PackedZBuffer:
     ) -> None:
         """Add as many fragments to every frame; here `pixel` counts anew in each frame."""
         keys = _packed(depth, point)
-        self._keys.view(len(pixel), -1).scatter_reduce_(1, pixel, keys, "amin")
+        self.keys.view(len(pixel), -1).scatter_reduce_(1, pixel, keys, "amin")
 
     def numbers(self) -> Int[Tensor, " pixel"]:
         """1 + the point seen at each pixel; 0 where none is."""
-        return self._keys.view(torch.int32)[0::2]
+        return self.keys.view(torch.int32)[0::2]
 
     def points(self, missing: int) -> Int[Tensor, " pixel"]:
         """Point seen at each pixel; `missing`, a number above every point, where none is."""
@@ -50,7 +51,7 @@ class PackedZBuffer:
 
     def depth(self) -> Float[Tensor, " pixel"]:
         """Depth of that point; 0 where none is."""
-        return self._keys.view(torch.float32)[1::2].nan_to_num(posinf=0.0)
+        return self.keys.view(torch.float32)[1::2].nan_to_num(posinf=0.0)
 
 
 class TwoPassZBuffer:

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from more4d_backend.camera_paths import PathSettings, scene_path
-from more4d_backend.rendering import RenderSettings, gaussian_torch, gsplat_cuda, hole_mask, render
+from more4d_backend.rendering import (
+    RenderSettings,
+    gaussian_torch,
+    gsplat_cuda,
+    hole_mask,
+    reference,
+    render,
+)
 from more4d_backend.rendering.gaussians import blended, gaussians_of
 from more4d_backend.rendering.surface import first_spacing, surface_of
 from more4d_backend.rendering.view import point_frames
@@ -43,6 +50,42 @@ def test_cuda_agrees_with_the_cpu(scene, path, mode):
     assert same.float().mean() > 0.995
     off = (here.rgb - there.rgb.cpu()).abs().amax(-1)[same]
     assert (off < 1e-2).float().mean() > 0.995
+
+
+def _nearest_cases(scene):
+    device = torch.device("cuda")
+    tracks = point_frames(scene.to("cuda"), slice(0, FRAMES), device, draw_unseen=False)
+    broken = tracks.positions.clone()
+    broken[0, ::7, 0], broken[1, ::5, 2], broken[2, ::3, 1] = torch.nan, torch.inf, -torch.inf
+    flicker = torch.rand(tracks.positions.shape, device=device)
+    twice = {
+        "positions": torch.cat([tracks.positions] * 2, dim=1),
+        "usable": tracks.usable.repeat(1, 2),
+        "colors": torch.cat([tracks.colors, 1 - tracks.colors], dim=1),
+    }
+    one_frame = {"positions": tracks.positions[:1], "usable": tracks.usable[:1]}
+    return {
+        "tracks": tracks,
+        "seen by all the cameras": dataclasses.replace(tracks, **one_frame),
+        "colours of each frame": dataclasses.replace(tracks, colors=flicker),
+        "not finite": dataclasses.replace(tracks, positions=broken),
+        "around the camera": dataclasses.replace(tracks, positions=tracks.positions * -flicker),
+        "equal depths": dataclasses.replace(tracks, **twice),
+    }
+
+
+def test_the_triton_kernels_change_no_bit_of_nearest(scene, path):
+    if not reference.triton_available(torch.device("cuda", torch.cuda.current_device())):
+        pytest.skip("the fused kernels need triton and a C compiler")
+    from more4d_backend.rendering import nearest_triton
+
+    for name, points in _nearest_cases(scene).items():
+        for cameras in (path, path.to("cuda")):
+            plain = reference.nearest_plain(points, cameras)
+            fused = nearest_triton.nearest(points, cameras)
+            for field in dataclasses.fields(plain):
+                off = (getattr(plain, field.name) != getattr(fused, field.name)).sum()
+                assert off == 0, (name, field.name, int(off))
 
 
 def test_a_scene_on_the_cpu_is_rendered_on_the_device_asked_for(scene, path):
@@ -82,8 +125,6 @@ def test_both_buffers_agree_on_cuda():
 
 def test_memory_stays_within_the_estimate_for_chunks():
     """The number of frames in a chunk is chosen by `_BYTES_PER_POINT` and `_BYTES_PER_PIXEL`."""
-    from more4d_backend.rendering import reference
-
     world = make_world(1)
     scene = world.scene(world.cameras(8, 368, 512, device="cuda"))
     path = scene_path("orbit-left", scene, 8, settings=PathSettings(angle_deg=15.0))
