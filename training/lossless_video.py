@@ -47,7 +47,7 @@ def decode_video(data: bytes, source: str) -> UInt8[Tensor, "frame height width 
     import av
 
     try:
-        with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
+        with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"  # Loader workers are the parallelism.
             frames: list[np.ndarray] = []
@@ -55,7 +55,7 @@ def decode_video(data: bytes, source: str) -> UInt8[Tensor, "frame height width 
                 frames.append(frame.to_ndarray(format="rgb24"))
                 if len(frames) * frames[0].nbytes > _MAX_BYTES:
                     raise FileFormatError(f"{source} decodes to more than {_MAX_BYTES >> 30} GiB.")
-    except (av.FFmpegError, IndexError) as e:
+    except (av.FFmpegError, IndexError, UnicodeDecodeError) as e:
         raise FileFormatError(f"{source} is not a readable video: {e}") from e
     if not frames:
         raise FileFormatError(f"{source} is a video without frames.")
@@ -71,9 +71,9 @@ def read_fps(data: bytes, source: str) -> float:
     import av
 
     try:
-        with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
+        with av.open(io.BytesIO(data), "r") as container:
             rate = container.streams.video[0].average_rate
-    except (av.FFmpegError, IndexError) as e:
+    except (av.FFmpegError, IndexError, UnicodeDecodeError) as e:
         raise FileFormatError(f"{source} is not a readable video: {e}") from e
     if not rate:
         raise FileFormatError(f"{source} declares no frame rate.")
