@@ -10,8 +10,6 @@
 several ranks, so every gradient passes through its `forward`.
 """
 
-import importlib.util
-import json
 import logging
 import math
 import signal
@@ -24,8 +22,6 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from more4d_backend.files import replacing
 
 from .averaging import ParameterAverage
 from .checkpoints import (
@@ -41,6 +37,8 @@ from .checkpoints import (
     save_tensors,
 )
 from .loader import TrainingLoader
+from .optimizers import make_optimizer, trained_parameters
+from .records import RunRecords, check_tracker
 from .run_errors import NotFiniteError, explaining_out_of_memory, not_finite_message
 from .samples import TrainingBatch
 from .settings import SettingsError, TrainerSettings
@@ -57,14 +55,14 @@ class TrainingRun:
         """Take the devices, seed every generator, and look for a run to continue.
 
         Raises:
-            CheckpointError: the checkpoint to resume from is damaged, or of another recipe.
-            SettingsError: the output folder has a run, and resuming is off.
+            SettingsError: the tracker is missing, or the output folder has a run and resuming is
+                off.
         """
         from accelerate import Accelerator
         from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 
         self.config, self.settings = config, config.run
-        _check_tracker(self.settings.tracker)
+        check_tracker(self.settings.tracker)
         self.output = self.settings.output
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.settings.precision == "bf16" else "no",
@@ -97,31 +95,23 @@ class TrainingRun:
         """Make the optimiser, spread the objective over the ranks, and resume.
 
         `learning_rate_scales` maps the start of parameter names to a factor on the learning rate.
+
+        Raises:
+            CheckpointError: the checkpoint to resume from is damaged, or of another recipe.
+            SettingsError: what is trained cannot be trained so; see `make_optimizer`.
         """
-        trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
-        rounded = [name for name, p in trained.items() if p.dtype != torch.float32]
-        if rounded or not trained:
-            raise SettingsError(
-                f"{len(rounded)} of {len(trained)} trained parameters are not float32, such as "
-                f"{rounded[:3]}: small updates would be rounded away. Load them as float32."
-            )
-        self.loader = loader
-        settings = self.config.optimizer
-        by_scale = _by_scale(trained, learning_rate_scales or {})
-        self._names = [list(names) for names in by_scale.values()]
-        optimizer = torch.optim.AdamW(
-            [{"params": list(p.values()), "scale": scale} for scale, p in by_scale.items()],
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
+        optimizer, self._names = make_optimizer(
+            objective, self.config.optimizer, learning_rate_scales or {}
         )
+        self.loader = loader
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.module = self.accelerator.unwrap_model(self.objective)
-        self.trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        self.trained = trained_parameters(self.module)
         self.average = self._new_average()
         self._resume()
-        self._start_records()
+        if self.is_main:
+            self.checkpoints.remove_unfinished()
+        self._records = RunRecords(self.accelerator, self.output, self._plain_config, self.step)
         self._listen_for_termination()
         _log.info(
             "%d parameters in %d tensors are trained on %d ranks, %s, from step %d",
@@ -195,11 +185,7 @@ class TrainingRun:
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Add metrics of the present step to `metrics.jsonl` and to the tracker."""
-        if self.is_main:
-            line = json.dumps({"step": self.step, **metrics})
-            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        self.accelerator.log(dict(metrics), step=self.step)
+        self._records.add(self.step, metrics)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -317,23 +303,6 @@ class TrainingRun:
         if self.average is not None:
             self.average.num_updates = stored["averaged_updates"]
 
-    def _start_records(self) -> None:
-        # Plain values only: the trackers' tables take nothing else.
-        flat = {"recipe": json.dumps(self._plain_config), "ranks": self.num_ranks}
-        self.accelerator.init_trackers("metrics", config=flat)
-        if not self.is_main:
-            return
-        self.output.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.remove_unfinished()
-        with replacing(self.output / "config.json") as temporary:
-            temporary.write_text(json.dumps(self._plain_config, indent=1), encoding="utf-8")
-        metrics = self.output / "metrics.jsonl"
-        if metrics.exists():  # what was done after the checkpoint will be done again
-            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if _step_of(line) <= self.step]
-            with replacing(metrics) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
-
     def _listen_for_termination(self) -> None:
         def terminate(_number: int, _frame: object) -> None:
             self._asked_to_stop = True
@@ -391,29 +360,3 @@ class TrainingRun:
         ):
             self.accelerator.clip_grad_norm_(parameters, limit / min(ratio, 10))
         return norm
-
-
-def _by_scale(
-    trained: Mapping[str, nn.Parameter], scales: Mapping[str, float]
-) -> dict[float, dict[str, nn.Parameter]]:
-    """Parameters by their factor on the learning rate; every start of a name must be in use."""
-    unused = [start for start in scales if not any(n.startswith(start) for n in trained)]
-    if unused:
-        raise SettingsError(f"No trained parameter starts with {', '.join(unused)}.")
-    groups: dict[float, dict[str, nn.Parameter]] = {}
-    for name, parameter in trained.items():
-        scale = next((f for start, f in scales.items() if name.startswith(start)), 1.0)
-        groups.setdefault(scale, {})[name] = parameter
-    return groups
-
-
-def _check_tracker(tracker: str) -> None:
-    if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        raise SettingsError(
-            f"run.tracker is {tracker!r}, which is not installed: pip install {tracker}, or set "
-            "run.tracker to none."
-        )
-
-
-def _step_of(line: str) -> int:
-    return json.loads(line)["step"]

@@ -134,7 +134,7 @@ def small(small_data, tmp_path) -> Callable:
             config,
             run=replace(config.run, num_steps=num_steps, **(settings | run)),
             data=replace(config.data, size=size, num_workers=0, num_validation_samples=2),
-            optimizer=replace(config.optimizer, warmup_steps=10),
+            optimizer=replace(config.optimizer, warmup_steps=5, learning_rate=1e-3),
         )
 
     return make

@@ -304,3 +304,19 @@ def test_two_ranks_train_as_one_with_the_double_batch(data, tmp_path):
     one, two = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
     assert all(torch.allclose(one[k], two[k], atol=1e-6) for k in one)
     assert (tmp_path / "two" / "checkpoint-00000009" / "random-1.pt").exists()
+
+
+def test_half_a_line_of_metrics_does_not_stop_a_resume(stand_in, data, tmp_path):
+    stand_in.train(stand_in.config(data, tmp_path / "run", 3))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    stand_in.train(stand_in.config(data, tmp_path / "run", 5))
+    assert [m["step"] for m in _metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+def test_a_scale_for_parameters_that_are_not_there_is_refused(stand_in):
+    from training.optimizers import make_optimizer
+
+    settings = stand_in.config(Path(), Path(), 1).optimizer
+    with pytest.raises(SettingsError, match=r"No trained parameter starts with frozen"):
+        make_optimizer(stand_in.Objective(), settings, {"frozen": 0.5})
