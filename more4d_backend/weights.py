@@ -71,8 +71,8 @@ def load_into(
     """Fill a network, one tensor at a time, so that never more than one is in memory twice.
 
     Parameters on the meta device are created on `device` with `dtype` (None: as stored), and
-    buffers that no file holds, such as rotation angles, are brought to them. Parameters that
-    exist keep their device and dtype. `float32` lists parts of names that stay in float32.
+    buffers that the network computed, such as rotation angles, are brought to them. Parameters
+    that exist keep their device and dtype. `float32` lists parts of names that stay in float32.
     `allowed_missing` lists names, or beginnings that end in a dot, that the file may lack.
 
     Raises:
@@ -84,7 +84,8 @@ def load_into(
         raise WeightsError(f"{source} does not fit {type(module).__name__}. {differences}")
     keep = tuple(float32)
     if any(slot.is_meta for slot in slots.values()):
-        _bring_computed_buffers(module, slots, device)
+        _bring_buffers(module, device)
+        slots = _slots(module)
     with torch.no_grad():
         for names, slot in _grouped(slots):
             given = next((name for name in names if name in tensors), None)
@@ -148,13 +149,12 @@ def _create(
         setattr(module.get_submodule(owner_name), leaf, made)
 
 
-def _bring_computed_buffers(
-    module: nn.Module, slots: Mapping[str, Tensor], device: torch.device | str
-) -> None:
-    for name, buffer in list(module.named_buffers()):
-        if name not in slots and not buffer.is_meta:
-            owner, _, last = name.rpartition(".")
-            module.get_submodule(owner)._buffers[last] = buffer.to(device)
+def _bring_buffers(module: nn.Module, device: torch.device | str) -> None:
+    """Bring what was computed while the network was built to where its parameters will be."""
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                part._buffers[name] = buffer.to(device)
 
 
 def _refuse_empty(module: nn.Module, source: str) -> None:

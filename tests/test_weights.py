@@ -45,13 +45,13 @@ def test_a_network_left_without_values_is_refused():
         load_into(module, given, source="it", allowed_missing=["1."])
 
 
-def test_buffers_that_no_file_holds_follow_the_parameters():
-    from more4d_backend.weights import _bring_computed_buffers
+def test_computed_buffers_follow_the_parameters():
+    from more4d_backend.weights import _bring_buffers
 
     module = torch.nn.Module()
     module.inner = torch.nn.Module()
     module.inner.register_buffer("angles", torch.ones(3), persistent=False)
-    module.inner.register_buffer("stored", torch.ones(3))
-    _bring_computed_buffers(module, module.state_dict(keep_vars=True), "meta")
+    module.inner.register_buffer("positions", torch.ones(3))
+    _bring_buffers(module, "meta")
     assert module.inner.angles.is_meta
-    assert not module.inner.stored.is_meta
+    assert module.inner.positions.is_meta
