@@ -1,8 +1,8 @@
 """Videos as bytes in memory. Ours are written without loss: H.264 in RGB, quantiser 0.
 
 Measured on a panned photo, one thread: 25 frames of 192x256 are 0.2 MB instead of 3.7 and decode
-in 22 ms; 49 of 384x512 are 0.7 MB instead of 29 and decode in 60 ms. Lossy H.264 at 45 dB is
-three times smaller and decodes more slowly, because its colours must be converted.
+in less than 22 ms; 49 of 384x512 are 0.7 MB instead of 29 and decode in less than 60 ms. Lossy
+H.264 at 45 dB is three times smaller and decodes more slowly: its colours must be converted.
 """
 
 import io
@@ -52,13 +52,17 @@ def decode_video(data: bytes, source: str) -> UInt8[Tensor, "frame height width 
             stream.thread_type = "NONE"  # Loader workers are the parallelism.
             frames: list[np.ndarray] = []
             for frame in container.decode(stream):
-                frames.append(frame.to_ndarray(format="rgb24"))
+                # Ours decode to planes of RGB, which numpy joins five times as fast as swscale.
+                same = frame.format.name == "gbrp"
+                frames.append(frame.to_ndarray(format=None if same else "rgb24"))
                 if len(frames) * frames[0].nbytes > _MAX_BYTES:
                     raise FileFormatError(f"{source} decodes to more than {_MAX_BYTES >> 30} GiB.")
     except (av.FFmpegError, IndexError, UnicodeDecodeError) as e:
         raise FileFormatError(f"{source} is not a readable video: {e}") from e
     if not frames:
         raise FileFormatError(f"{source} is a video without frames.")
+    if len({frame.shape for frame in frames}) > 1:
+        raise FileFormatError(f"{source} changes its size from frame to frame.")
     return torch.from_numpy(np.stack(frames))
 
 

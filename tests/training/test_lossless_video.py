@@ -30,3 +30,21 @@ def test_the_frame_rate_is_kept():
 def test_bytes_that_are_no_video_are_refused(data):
     with pytest.raises(FileFormatError, match="frames of x is not a readable video"):
         decode_video(data, "frames of x")
+
+
+def test_a_video_of_other_colours_and_sizes_than_ours_is_read_too():
+    import io
+
+    import av
+
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=24, options={"crf": "1"})
+        video.height, video.width, video.pix_fmt = 32, 48, "yuv420p"
+        grey = torch.full((32, 48, 3), 90, dtype=torch.uint8).numpy()
+        for _ in range(3):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(video.encode(None))
+    frames = decode_video(stream.getvalue(), "it")
+    assert frames.shape == (3, 32, 48, 3)
+    assert (frames.int() - 90).abs().max() <= 3

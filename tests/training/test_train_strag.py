@@ -49,7 +49,7 @@ def test_gradients_reach_every_parameter_at_step_0(config, given, batch):
 
 def test_a_few_steps_halve_the_loss_on_samples_never_seen(small, metrics_of):
     # The 200 steps, for every trainer, are in benchmarks/trainers_learn.py.
-    config = small(strag_tiny, 40, validate_every=40)
+    config = small(strag_tiny, 55, validate_every=55)
     before = networks.strag_to_train(config).state_dict()
     path = train(config)
     losses = metrics_of(config, "validation/loss")

@@ -59,7 +59,7 @@ def test_only_the_lora_has_gradients_and_its_upper_half_at_step_0(small, given, 
 
 def test_a_few_steps_halve_the_loss_on_samples_never_seen(small, metrics_of):
     # The 200 steps, for every trainer, are in benchmarks/trainers_learn.py.
-    config = small(vism_tiny, 40, validate_every=40)
+    config = small(vism_tiny, 55, validate_every=55)
     before = networks.vism_to_train(config).state_dict()
     path = train(config)
     losses = metrics_of(config, "validation/loss")
