@@ -34,14 +34,14 @@ from torch import Tensor
 from more4d_backend.depth import DepthPrediction, DepthProvider
 from more4d_backend.files import replacing
 from more4d_backend.generation import DepthSource, GenerationSettings, image_to_4d_video
-from more4d_backend.image_tokens import ClipImageEncoder
 from more4d_backend.rendering import RenderSettings
-from more4d_backend.sampling import SamplingSettings
-from more4d_backend.step_speed import compile_blocks
 from more4d_backend.strag.pipeline import StragPipeline, StragSettings
 from more4d_backend.strag.sizes import VISM_SIZES
-from more4d_backend.text import UMT5TextEncoder
 from more4d_backend.vism.pipeline import VismPipeline, VismSettings
+from more4d_backend.wan.image_tokens import ClipImageEncoder
+from more4d_backend.wan.sampling import SamplingSettings
+from more4d_backend.wan.step_speed import compile_blocks
+from more4d_backend.wan.text import UMT5TextEncoder
 
 FULL_STEPS = 50
 LARGEST_SHARE = 0.05

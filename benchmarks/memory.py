@@ -37,20 +37,20 @@ from more4d_backend.devices import (
     plan_devices,
     required_bytes,
 )
+from more4d_backend.devices.memory_modes import Placement, apply_plan, run_sizes
 from more4d_backend.files import replacing
 from more4d_backend.geometry import intrinsics_from_focal
-from more4d_backend.latents import latent_size
-from more4d_backend.memory_modes import Placement, apply_plan, run_sizes
-from more4d_backend.sampling import SamplingSettings
 from more4d_backend.scene import Cameras
 from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
 from more4d_backend.strag.pipeline import StragPipeline, StragSettings
 from more4d_backend.strag.profile import RELEASED
 from more4d_backend.strag.sizes import STRAG_SIZES
 from more4d_backend.strag.transformer import StragTransformer
-from more4d_backend.text import TEXT_TOKENS
-from more4d_backend.weight_files import StoredTensor
+from more4d_backend.wan.latents import latent_size
+from more4d_backend.wan.sampling import SamplingSettings
+from more4d_backend.wan.text import TEXT_TOKENS
 from more4d_backend.weights import load_into
+from more4d_backend.weights.files import StoredTensor
 
 CAPS_GIB: dict[str, float | None] = {
     "uncapped": None,

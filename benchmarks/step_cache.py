@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from more4d_backend.files import replacing
 from more4d_backend.geometry import intrinsics_from_focal
-from more4d_backend.sampling import SamplingSettings
 from more4d_backend.scene import Cameras
-from more4d_backend.step_speed import cache_steps, compile_blocks
 from more4d_backend.strag.pipeline import StragPipeline, StragSettings
+from more4d_backend.wan.sampling import SamplingSettings
+from more4d_backend.wan.step_speed import cache_steps, compile_blocks
 
 FULL_STEPS = 50
 
@@ -76,7 +76,7 @@ class Bench:
         if arguments.weights is None:
             fill(transformer, device, self.dtype)
         else:
-            from more4d_backend.model_loading import load_strag
+            from more4d_backend.weights.model_loading import load_strag
 
             transformer = load_strag(arguments.weights, dtype=self.dtype, device=device)
         fill(vae, device, self.dtype)

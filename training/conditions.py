@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from more4d_backend.text import TextEncoder
+from more4d_backend.wan.text import TextEncoder
 
 from . import networks
 from .recipes import SizeName, WeightFiles
 
 if TYPE_CHECKING:
-    from more4d_backend.image_tokens import ClipImageEncoder
+    from more4d_backend.wan.image_tokens import ClipImageEncoder
 
 
 @overload

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from more4d_backend.files import replacing
-from more4d_backend.weight_conversion import to_original
-from more4d_backend.weight_files import stored
-from more4d_backend.weight_kinds import WeightKind
+from more4d_backend.weights.conversion import to_original
+from more4d_backend.weights.files import stored
+from more4d_backend.weights.kinds import WeightKind
 
 _log = logging.getLogger(__name__)
 

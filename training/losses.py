@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from more4d_backend.latents import FRAMES_PER_LATENT, PIXELS_PER_LATENT, check_video_size
+from more4d_backend.wan.latents import FRAMES_PER_LATENT, PIXELS_PER_LATENT, check_video_size
 
 
 def stratified_noise_levels(

@@ -14,7 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from more4d_backend.model_loading import (
+from more4d_backend.strag.profile import OWN, RELEASED, StragWeightsProfile
+from more4d_backend.strag.sizes import STRAG_SIZES, VISM_SIZES
+from more4d_backend.wan.text import TEXT_TOKENS, TextEncoder, UMT5TextEncoder, load_tokenizer
+from more4d_backend.weights import load_weights
+from more4d_backend.weights.files import open_weights
+from more4d_backend.weights.kinds import WeightKind, recognize
+from more4d_backend.weights.model_loading import (
     load_clip_vision,
     load_motion_vae,
     load_strag,
@@ -22,12 +28,6 @@ from more4d_backend.model_loading import (
     load_wan_transformer,
     load_wan_vae,
 )
-from more4d_backend.strag.profile import OWN, RELEASED, StragWeightsProfile
-from more4d_backend.strag.sizes import STRAG_SIZES, VISM_SIZES
-from more4d_backend.text import TEXT_TOKENS, TextEncoder, UMT5TextEncoder, load_tokenizer
-from more4d_backend.weight_files import open_weights
-from more4d_backend.weight_kinds import WeightKind, recognize
-from more4d_backend.weights import load_weights
 
 from .recipes import MotionVaeConfig, ProfileName, SizeName, StragConfig, VismConfig, WeightFiles
 from .settings import Precision, SettingsError
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-    from more4d_backend.image_tokens import ClipImageEncoder
     from more4d_backend.strag.motion_vae import MotionVAE
     from more4d_backend.strag.transformer import StragTransformer
+    from more4d_backend.wan.image_tokens import ClipImageEncoder
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -182,7 +182,7 @@ def image_encoder(
     """
     if STRAG_SIZES[size].wan.image_dim is None:
         return None
-    from more4d_backend.image_tokens import ClipImageEncoder
+    from more4d_backend.wan.image_tokens import ClipImageEncoder
 
     path = _file(files, "clip", size)
     assert path is not None  # only tiny sizes go without, and those have no image tokens

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from more4d_backend.synthetic_actors import Dice, SyntheticObject, color
-from more4d_backend.synthetic_motions import Motion, Vector
-from more4d_backend.synthetic_surfaces import Pattern, Shape, Texture
+from more4d_backend.synthetic.actors import Dice, SyntheticObject, color
+from more4d_backend.synthetic.motions import Motion, Vector
+from more4d_backend.synthetic.surfaces import Pattern, Shape, Texture
 
 from .procedural_words import BENDS, CRAWLS, SOLID_WORDS, WALKS, WAVES, Amounts, Word
 

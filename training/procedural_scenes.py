@@ -11,16 +11,16 @@ import torch
 from more4d_backend.camera_paths import PathSettings
 from more4d_backend.geometry import focal_from_fov, invert_rigid
 from more4d_backend.synthetic import SyntheticWorld
-from more4d_backend.synthetic_actors import Dice, SyntheticObject
-from more4d_backend.synthetic_layout import (
+from more4d_backend.synthetic.actors import Dice, SyntheticObject
+from more4d_backend.synthetic.layout import (
     CameraMotion,
     landscape,
     marble_waves,
     room,
     sky_texture,
 )
-from more4d_backend.synthetic_motions import Vector
-from more4d_backend.synthetic_surfaces import Pattern, Texture
+from more4d_backend.synthetic.motions import Vector
+from more4d_backend.synthetic.surfaces import Pattern, Texture
 
 from .procedural_actors import COLORS, KINDS, Place, actor_texture
 from .procedural_settings import ProceduralSettings

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from more4d_backend.camera_paths import check_path_name
-from more4d_backend.synthetic_layout import SETTINGS
+from more4d_backend.synthetic.layout import SETTINGS
 
 from .procedural_actors import COLORS, KINDS, PATTERNS
 from .samples import MotionFamily, SampleSize

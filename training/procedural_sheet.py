@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from more4d_backend.contact_sheet import contact_sheet
+from more4d_backend.files.contact_sheet import contact_sheet
 from more4d_backend.geometry import project
 from more4d_backend.rendering import RenderSettings, hole_mask, render
 

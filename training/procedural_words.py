@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from more4d_backend.synthetic_motions import Vector
+from more4d_backend.synthetic.motions import Vector
 
 from .samples import MotionFamily
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from more4d_backend.rendering import RenderSettings, render
-from more4d_backend.sampling import SamplingSettings
 from more4d_backend.scene import PointTracks, Scene4D
 from more4d_backend.strag.pipeline import StragPipeline, StragSettings
 from more4d_backend.strag.transformer import StragTransformer
+from more4d_backend.wan.sampling import SamplingSettings
 
 from .loop import TrainingRun
 from .samples import TrainingBatch

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from more4d_backend.strag.motion_vae import MotionVAE
-from more4d_backend.weight_kinds import WeightKind
+from more4d_backend.weights.kinds import WeightKind
 
 from .command_line import parse_config
 from .export import export_weights

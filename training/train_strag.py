@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from more4d_backend.sampling import NUM_TRAIN_TIMESTEPS
 from more4d_backend.strag.conditioning import clip_picture, encode_condition, perceived_picture
 from more4d_backend.strag.motion_perception import Guidance
 from more4d_backend.strag.profile import StragWeightsProfile
 from more4d_backend.strag.transformer import StragTransformer
-from more4d_backend.weight_kinds import WeightKind
+from more4d_backend.wan.sampling import NUM_TRAIN_TIMESTEPS
+from more4d_backend.weights.kinds import WeightKind
 
 from . import networks
 from .command_line import parse_config

@@ -20,13 +20,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from more4d_backend.latents import encode_video
-from more4d_backend.sampling import NUM_TRAIN_TIMESTEPS, SamplingSettings
 from more4d_backend.strag.profile import OWN
 from more4d_backend.vism.conditioning import condition_latent
 from more4d_backend.vism.lora import save_lora
 from more4d_backend.vism.pipeline import VismPipeline, VismSettings
-from more4d_backend.weight_kinds import WeightKind
+from more4d_backend.wan.latents import encode_video
+from more4d_backend.wan.sampling import NUM_TRAIN_TIMESTEPS, SamplingSettings
+from more4d_backend.weights.kinds import WeightKind
 
 from . import networks
 from .command_line import parse_config

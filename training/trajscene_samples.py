@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from more4d_backend.files import FileFormatError
-from more4d_backend.safe_pickle import load_pickle
+from more4d_backend.files.safe_pickle import load_pickle
 from more4d_backend.scene import Cameras
 from more4d_backend.shapes import ShapeError, check_shapes
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from more4d_backend.contact_sheet import contact_sheet
 from more4d_backend.files import replacing
+from more4d_backend.files.contact_sheet import contact_sheet
 
 from .loop import TrainingRun
 from .samples import TrainingBatch, stack_samples

@@ -13,11 +13,11 @@ from more4d_backend.evaluation import Column, EvaluationReport, compare_videos
 from more4d_backend.evaluation.comparison import VIDEO_COLUMNS, VIDEO_NOTES
 from more4d_backend.evaluation.tables import Value
 from more4d_backend.evaluation.views import psnr_db
-from more4d_backend.latents import decode_video, encode_video
 from more4d_backend.scene import Cameras
 from more4d_backend.synthetic import SyntheticWorld
-from more4d_backend.synthetic_surfaces import Pattern
+from more4d_backend.synthetic.surfaces import Pattern
 from more4d_backend.vism.pipeline import VismPipeline, VismSettings
+from more4d_backend.wan.latents import decode_video, encode_video
 
 from .evaluation import evaluated
 from .holes import HoleSample, HoleSettings, holes_of

@@ -60,7 +60,7 @@ class DepthOptions:
 
     def lift(self, image_path: Path, *, device: str) -> Scene4D:
         """Read a picture, find its depth, and lift it to a scene of one frame."""
-        from ..image_files import load_image
+        from ..files.images import load_image
 
         image = load_image(image_path)
         prediction = self.predict(image, device=device)

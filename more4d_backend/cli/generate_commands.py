@@ -12,7 +12,6 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from ..devices import Attention, DeviceRequest, MemoryMode
 from ..files import FileFormatError
-from ..fitting import Fit
 from ..generation import (
     FileModels,
     GenerationSettings,
@@ -21,11 +20,12 @@ from ..generation import (
     image_to_4d_video,
 )
 from ..rendering import RenderSettings
-from ..sampling import Progress, Sampler, SamplingSettings
 from ..strag.pipeline import StragSettings
 from ..strag.profile import OWN, RELEASED
 from ..vism.lora import RELEASED_WEIGHT
 from ..vism.pipeline import VismSettings
+from ..wan.fitting import Fit
+from ..wan.sampling import Progress, Sampler, SamplingSettings
 from .console import progress_bar
 from .depth_options import DepthOptions
 from .render_commands import PathOptions
@@ -291,7 +291,7 @@ class Generate:
 
     def _generate(self, job: Job, models: Models, folder: Path) -> None:
         from ..devices import detect_device
-        from ..image_files import load_image
+        from ..files.images import load_image
 
         options = self.depth_options
         if job.depth is not None:

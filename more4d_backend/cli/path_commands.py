@@ -12,7 +12,7 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
 
 from ..camera_files import CAMERA_FORMATS, load_cameras, save_cameras
 from ..camera_paths import PathSettings, path_descriptions
-from ..camera_sources import path_from
+from ..camera_paths.sources import path_from
 from ..files import OutputError, replacing
 from ..geometry import focal_from_fov, intrinsics_from_focal
 from ..scene import Cameras, PointTracks, Scene4D
@@ -58,7 +58,7 @@ class PreviewPath:
 
     def run(self) -> int:
         """Make the path and draw it."""
-        from ..camera_preview import draw_path
+        from ..camera_paths.preview import draw_path
         from ..scene_files import load_scene
 
         if self.output.suffix.lower() not in _PICTURE_SUFFIXES:

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from ..camera_path_edits import CameraPathError
 from ..camera_paths import PathSettings
-from ..camera_sources import check_source, path_from, source_label
+from ..camera_paths.edits import CameraPathError
+from ..camera_paths.sources import check_source, path_from, source_label
 from ..files import OutputError
+from ..files.videos import check_fps
 from ..rendering import RenderError, RenderMode, RenderSettings
 from ..scene import Cameras, Scene4D
-from ..video_files import check_fps
 from .console import progress_bar
 from .depth_options import DepthOptions
 
@@ -170,7 +170,7 @@ class Render:
         _check_folder(self.output)
 
     def _scene(self, device: str) -> Scene4D:
-        from ..scene_formats import SCENE_SUFFIXES, import_scene
+        from ..scene_files.formats import SCENE_SUFFIXES, import_scene
 
         if self.source.suffix.lower() in SCENE_SUFFIXES:
             return import_scene(self.source)
@@ -187,8 +187,8 @@ class Render:
     def _render_path(
         self, label: str, scene: Scene4D, cameras: Cameras, settings: RenderSettings
     ) -> Mapping[str, Float[Tensor, "frame height width channel"]]:
+        from ..files.videos import save_mask_video, save_video
         from ..rendering import fill_pinholes, hole_mask, render
-        from ..video_files import save_mask_video, save_video
 
         with progress_bar(label) as progress:
             view = render(scene, cameras, settings, progress=progress)
@@ -205,7 +205,7 @@ class Render:
         save_video(video, view.rgb, fps, lossless=self.lossless)
         save_mask_video(self.output / f"{label}-holes.mkv", holes, fps)
         if self.save_depth:
-            from ..depth_files import save_depth_frames
+            from ..files.depth_maps import save_depth_frames
 
             save_depth_frames(self.output / f"{label}-depth", view.depth)
         LOGGER.info(
@@ -216,8 +216,8 @@ class Render:
     def _write_sheet(
         self, sheet: Mapping[str, Float[Tensor, "frame height width channel"]]
     ) -> None:
-        from ..contact_sheet import contact_sheet
         from ..files import replacing
+        from ..files.contact_sheet import contact_sheet
 
         path = self.output / "contact-sheet.png"
         with replacing(path) as temporary:

@@ -64,7 +64,7 @@ class Convert:
 
     def run(self) -> int:
         """Read and write."""
-        from ..scene_formats import export_scene, import_scene
+        from ..scene_files.formats import export_scene, import_scene
 
         export_scene(self.output, import_scene(self.source), self.to)
         LOGGER.info("Wrote %s.", self.output)
@@ -80,7 +80,7 @@ class Info:
 
     def run(self) -> int:
         """Print a table."""
-        from ..scene_formats import import_scene
+        from ..scene_files.formats import import_scene
 
         print_table(str(self.source), ["what", "value"], describe_scene(import_scene(self.source)))
         return 0
@@ -104,9 +104,9 @@ class Synthetic:
 
     def run(self) -> int:
         """Make the world and write what its camera sees."""
-        from ..depth_files import save_depth_png16
         from ..files import replacing
-        from ..image_files import save_image
+        from ..files.depth_maps import save_depth_png16
+        from ..files.images import save_image
         from ..scene_files import save_scene
         from ..synthetic import make_world
 

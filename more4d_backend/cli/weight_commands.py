@@ -31,7 +31,7 @@ class Download:
 
     def run(self) -> int:
         """Show the table, or fetch."""
-        from ..downloads import DOWNLOADS, GROUPS, download
+        from ..weights.downloads import DOWNLOADS, GROUPS, download
 
         if not self.names:
             rows = [
@@ -61,7 +61,7 @@ class CheckWeights:
 
     def run(self) -> int:
         """Check every file; 1 if one is not usable."""
-        from ..weight_commands import check_file
+        from ..weights.commands import check_file
 
         reports = [check_file(path) for path in self.files]
         for report in reports:
@@ -92,7 +92,7 @@ class ConvertWeights:
 
     def run(self) -> int:
         """Convert."""
-        from ..weight_commands import convert_file
+        from ..weights.commands import convert_file
 
         dtype = None if self.dtype is None else _DTYPES[self.dtype]
         for line in convert_file(self.source, self.target, names=self.names, dtype=dtype).lines():
@@ -137,10 +137,10 @@ class ReconstructMotion:
         """Encode, decode, compare."""
         from ..devices import detect_device
         from ..files import replacing
-        from ..model_loading import load_motion_vae
         from ..scene_files import load_scene
         from ..strag.profile import OWN, RELEASED
         from ..strag.reconstruction import reconstruct_motion, reconstruction_picture
+        from ..weights.model_loading import load_motion_vae
 
         profile = {"released": RELEASED, "own": OWN}[self.profile]
         device = detect_device(self.device).device

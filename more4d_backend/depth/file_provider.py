@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ..depth_files import load_depth
+from ..files.depth_maps import load_depth
 from .lifting import check_same_size
 from .provider import DepthPrediction
 

@@ -20,8 +20,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..files import FileFormatError
+from ..files.strict_json import as_list, as_number, as_object, parse_json, read_text, shown
 from ..scene import PointMaps
-from ..strict_json import as_list, as_number, as_object, parse_json, read_text, shown
 from .comparison import (
     DEPTH_COLUMNS,
     SCENE_COLUMNS,
@@ -311,7 +311,7 @@ def _row(pair: Pair, alignment: Alignment, device: torch.device | str) -> Sample
 def _scene_values(
     pair: ScenePair, alignment: Alignment, device: torch.device | str
 ) -> dict[str, Value]:
-    from ..scene_formats import import_scene
+    from ..scene_files.formats import import_scene
 
     truth = import_scene(pair.truth).to(device)
     predictions = [import_scene(path).to(device) for path in pair.predicted]
@@ -328,7 +328,7 @@ def _scene_values(
 
 
 def _object_index(path: Path, grid_hw: tuple[int, int] | None) -> Int[Tensor, "point"]:
-    from ..image_files import open_picture
+    from ..files.images import open_picture
 
     picture = open_picture(path)
     if picture.mode not in ("L", "P", "I", "I;16"):
@@ -344,7 +344,7 @@ def _object_index(path: Path, grid_hw: tuple[int, int] | None) -> Int[Tensor, "p
 
 
 def _video_values(pair: VideoPair, device: torch.device | str) -> dict[str, Value]:
-    from ..video_files import load_mask_video, load_video
+    from ..files.videos import load_mask_video, load_video
 
     predicted, truth = (load_video(path)[0].to(device) for path in (pair.predicted, pair.truth))
     if pair.holes is None:
@@ -357,7 +357,7 @@ def _video_values(pair: VideoPair, device: torch.device | str) -> dict[str, Valu
 def _depth_values(
     pair: DepthPair, alignment: Alignment, device: torch.device | str
 ) -> dict[str, Value]:
-    from ..depth_files import load_depth
+    from ..files.depth_maps import load_depth
 
     predicted, truth = (load_depth(path).to(device) for path in (pair.predicted, pair.truth))
     values = compare_depth(predicted, truth, truth.isfinite() & (truth > 0), alignment)

@@ -12,24 +12,24 @@ from torch import Tensor
 
 from ..camera_files import load_cameras, save_cameras
 from ..camera_paths import PathSettings
-from ..camera_sources import check_source, path_from, source_label
-from ..contact_sheet import contact_sheet
+from ..camera_paths.sources import check_source, path_from, source_label
 from ..depth import DepthProvider, lift_prediction
-from ..depth_files import load_depth, save_depth_exr
 from ..devices import describe
 from ..files import replacing
-from ..fitting import extended_to_multiple
-from ..image_files import load_image, save_image, to_bytes
-from ..latents import PIXELS_PER_TOKEN, check_video_size
+from ..files.contact_sheet import contact_sheet
+from ..files.depth_maps import load_depth, save_depth_exr
+from ..files.images import load_image, save_image, to_bytes
+from ..files.videos import load_mask_video, load_video, save_mask_video, save_video
 from ..rendering import RenderSettings, hole_mask, render
-from ..sampling import Progress
 from ..scene_files import load_scene, save_scene
 from ..strag.pipeline import StragSettings
-from ..text import check_prompt
-from ..video_files import load_mask_video, load_video, save_mask_video, save_video
 from ..vism.pipeline import VismPipeline, VismSettings
-from ..wan_pipeline import WanPipeline
-from ..windows import plan_windows
+from ..wan.fitting import extended_to_multiple
+from ..wan.latents import PIXELS_PER_TOKEN, check_video_size
+from ..wan.pipeline import WanPipeline
+from ..wan.sampling import Progress
+from ..wan.text import check_prompt
+from ..wan.windows import plan_windows
 from .models import Models
 from .run_record import RunRecord, only_run_in
 

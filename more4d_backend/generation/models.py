@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ..attention_speed import fastest_attention
 from ..devices import (
     DevicePlanError,
     DeviceRequest,
@@ -24,23 +23,24 @@ from ..devices import (
     explaining_out_of_memory,
     plan_devices,
 )
+from ..devices.attention_speed import fastest_attention
 from ..files import replacing
-from ..latents import latent_size
-from ..step_speed import cache_steps, check_step_cache, compile_blocks
 from ..strag.profile import RELEASED, StragWeightsProfile
 from ..vism.lora import RELEASED_WEIGHT
-from ..weight_conversion import open_model
-from ..weight_files import WeightsError, file_sha256
-from ..weight_kinds import WeightKind, expect
+from ..wan.latents import latent_size
+from ..wan.step_speed import cache_steps, check_step_cache, compile_blocks
+from ..weights.conversion import open_model
+from ..weights.files import WeightsError, file_sha256
+from ..weights.kinds import WeightKind, expect
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-    from ..image_tokens import ClipImageEncoder
-    from ..memory_modes import Placement
+    from ..devices.memory_modes import Placement
     from ..strag.pipeline import StragPipeline
-    from ..text import UMT5TextEncoder
     from ..vism.pipeline import VismPipeline
+    from ..wan.image_tokens import ClipImageEncoder
+    from ..wan.text import UMT5TextEncoder
 
 _log = logging.getLogger(__name__)
 
@@ -158,8 +158,8 @@ class FileModels:
     @contextmanager
     def strag(self, num_frames: int, size_hw: tuple[int, int]) -> Iterator["StragPipeline"]:
         """Load 4D-STraG. See `Models`."""
-        from ..model_loading import load_motion_vae, load_strag, load_wan_vae
         from ..strag.pipeline import StragPipeline
+        from ..weights.model_loading import load_motion_vae, load_strag, load_wan_vae
 
         dtype = detect_device(self.request.device, self.request.dtype).dtype
         transformer = load_strag(self._file("strag"), dtype=dtype)
@@ -178,9 +178,9 @@ class FileModels:
     @contextmanager
     def vism(self, num_frames: int, size_hw: tuple[int, int]) -> Iterator["VismPipeline"]:
         """Load 4D-ViSM. See `Models`."""
-        from ..model_loading import load_wan_transformer, load_wan_vae
         from ..vism.lora import load_lora, merge_lora
         from ..vism.pipeline import VismPipeline
+        from ..weights.model_loading import load_wan_transformer, load_wan_vae
 
         dtype = detect_device(self.request.device, self.request.dtype).dtype
         transformer = load_wan_transformer(self._file("fun-inp"), dtype=dtype)
@@ -195,9 +195,9 @@ class FileModels:
             yield VismPipeline(transformer, vae, text, image, placement=place)
 
     def _encoders(self, dtype: torch.dtype) -> tuple["UMT5TextEncoder", "ClipImageEncoder | None"]:
-        from ..image_tokens import ClipImageEncoder
-        from ..model_loading import load_clip_vision, load_umt5
-        from ..text import UMT5TextEncoder, load_tokenizer
+        from ..wan.image_tokens import ClipImageEncoder
+        from ..wan.text import UMT5TextEncoder, load_tokenizer
+        from ..weights.model_loading import load_clip_vision, load_umt5
 
         tokenizer = load_tokenizer(self._file("umt5-tokenizer"))
         text = UMT5TextEncoder(load_umt5(self._file("umt5"), dtype=dtype), tokenizer)
@@ -213,7 +213,7 @@ class FileModels:
         size_hw: tuple[int, int],
     ) -> Iterator["Placement"]:
         """Place networks by a plan made for them now; free their memory afterwards."""
-        from ..memory_modes import apply_plan, run_sizes
+        from ..devices.memory_modes import apply_plan, run_sizes
 
         state = detect_device(self.request.device, self.request.dtype)
         sizes = run_sizes(
@@ -284,7 +284,7 @@ def find_files(
     Raises:
         WeightsError: names everything that is missing, and how to get it.
     """
-    from ..downloads import find_downloaded
+    from ..weights.downloads import find_downloaded
 
     files = dict(given)
     for name in needed or dict.fromkeys(STRAG_WEIGHTS + VISM_WEIGHTS):

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import torch
 
 from ..files import FileFormatError, OutputError, replacing
-from ..strict_json import parse_json, read_text
-from ..weight_files import file_sha256
+from ..files.strict_json import parse_json, read_text
+from ..weights.files import file_sha256
 
 _log = logging.getLogger(__name__)
 

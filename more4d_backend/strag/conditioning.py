@@ -12,8 +12,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from ..latents import LATENT_CHANNELS, encode_video
 from ..motion import MotionNormalization, repaired_depth
+from ..wan.latents import LATENT_CHANNELS, encode_video
 from .profile import GREY_LEVEL, StragWeightsProfile
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ..latents import decode_video, encode_distribution, latent_statistics
+from ..wan.latents import decode_video, encode_distribution, latent_statistics
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..depth.lifting import DepthError, lift_points
 from ..depth_edges import depth_edges
-from ..fitting import Fit, FittedImage, fit_to_size
-from ..image_tokens import ImageTokenEncoder
-from ..latents import LATENT_CHANNELS, check_video_size, latent_size
 from ..motion import denormalize_motion
-from ..sampling import (
+from ..scene import Cameras, PointTracks, Scene4D
+from ..wan.fitting import Fit, FittedImage, fit_to_size
+from ..wan.image_tokens import ImageTokenEncoder
+from ..wan.latents import LATENT_CHANNELS, check_video_size, latent_size
+from ..wan.pipeline import WanPipeline
+from ..wan.sampling import (
     Branch,
     Progress,
     SamplingError,
@@ -24,9 +26,7 @@ from ..sampling import (
     denoise,
     initial_noise,
 )
-from ..scene import Cameras, PointTracks, Scene4D
-from ..text import TextEncoder, check_prompt
-from ..wan_pipeline import WanPipeline
+from ..wan.text import TextEncoder, check_prompt
 from .conditioning import StragCondition, clip_picture, encode_condition, perceived_picture
 from .edge_snapping import snap_motion_to_edges
 from .motion_perception import Guidance
@@ -35,7 +35,7 @@ from .profile import RELEASED, StragWeightsProfile
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-    from ..memory_modes import Placement
+    from ..devices.memory_modes import Placement
     from .motion_vae import MotionVAE
     from .transformer import StragTransformer
 

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..contact_sheet import contact_sheet
-from ..latents import PIXELS_PER_TOKEN, valid_num_frames
+from ..files.contact_sheet import contact_sheet
 from ..motion import denormalize_motion, normalize_motion
 from ..scene import PointTracks, Scene4D
+from ..wan.latents import PIXELS_PER_TOKEN, valid_num_frames
 from .motion_vae import MotionVAE
 from .profile import StragWeightsProfile
 

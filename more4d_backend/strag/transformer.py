@@ -33,8 +33,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..weight_files import StoredTensor, WeightsError, stored
 from ..weights import load_into
+from ..weights.files import StoredTensor, WeightsError, stored
 from .attention import use_wan_processor
 from .motion_perception import (
     FeatureAdapter,

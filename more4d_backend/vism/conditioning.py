@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
-from ..latents import FRAMES_PER_LATENT, encode_video, latent_size
 from ..shapes import check_shapes
+from ..wan.latents import FRAMES_PER_LATENT, encode_video, latent_size
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan

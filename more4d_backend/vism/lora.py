@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..files import replacing
-from ..weight_files import WeightFile, WeightsError, first_five, open_weights
-from ..weight_keys import WAN_TRANSFORMER, renamer
-from ..weight_kinds import WeightKind, expect, recognize
+from ..weights.files import WeightFile, WeightsError, first_five, open_weights
+from ..weights.keys import WAN_TRANSFORMER, renamer
+from ..weights.kinds import WeightKind, expect, recognize
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel

@@ -8,9 +8,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..image_tokens import ImageTokenEncoder
-from ..latents import LATENT_CHANNELS, check_video_size, decode_video, latent_size
-from ..sampling import (
+from ..wan.image_tokens import ImageTokenEncoder
+from ..wan.latents import LATENT_CHANNELS, check_video_size, decode_video, latent_size
+from ..wan.pipeline import WanPipeline
+from ..wan.sampling import (
     Branch,
     Progress,
     SamplingError,
@@ -19,16 +20,15 @@ from ..sampling import (
     denoise,
     initial_noise,
 )
-from ..text import TextEncoder, check_prompt
-from ..wan_pipeline import WanPipeline
-from ..windows import Window, cross_fade, plan_windows
+from ..wan.text import TextEncoder, check_prompt
+from ..wan.windows import Window, cross_fade, plan_windows
 from .conditioning import check_holes, condition_latent, paste_back
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-    from ..memory_modes import Placement
+    from ..devices.memory_modes import Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

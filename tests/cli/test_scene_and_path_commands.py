@@ -7,12 +7,12 @@ from PIL import Image
 
 from more4d_backend import PointMaps
 from more4d_backend.camera_files import load_cameras, save_cameras
-from more4d_backend.camera_keyframes import keyframes_from_cameras, save_keyframes
 from more4d_backend.camera_paths import path_descriptions, scene_path
+from more4d_backend.camera_paths.keyframes import keyframes_from_cameras, save_keyframes
 from more4d_backend.cli import main
+from more4d_backend.files.videos import load_mask_video, load_video
 from more4d_backend.scene_files import load_scene
-from more4d_backend.scene_formats import SCENE_FORMATS
-from more4d_backend.video_files import load_mask_video, load_video
+from more4d_backend.scene_files.formats import SCENE_FORMATS
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 

@@ -14,7 +14,7 @@ from more4d_backend.depth import (
     lift_prediction,
     provider_class,
 )
-from more4d_backend.depth_files import save_depth_png16
+from more4d_backend.files.depth_maps import save_depth_png16
 
 IMAGE = torch.rand(24, 32, 3, generator=torch.Generator().manual_seed(0))
 INTRINSICS = torch.tensor([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]])

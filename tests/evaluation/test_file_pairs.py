@@ -19,8 +19,8 @@ from more4d_backend.evaluation import (
     read_manifest,
 )
 from more4d_backend.files import FileFormatError
+from more4d_backend.files.videos import save_mask_video, save_video
 from more4d_backend.scene_files import save_scene
-from more4d_backend.video_files import save_mask_video, save_video
 
 
 @pytest.fixture

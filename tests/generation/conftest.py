@@ -20,8 +20,8 @@ WORDS = ["the", "ball", "moves", "left", "right"]
 
 
 def write(path, kind, module):
-    from more4d_backend.weight_conversion import to_original
-    from more4d_backend.weight_files import stored
+    from more4d_backend.weights.conversion import to_original
+    from more4d_backend.weights.files import stored
 
     tensors = to_original(kind, stored(module.state_dict()))
     save_file({name: t.read().detach().clone().contiguous() for name, t in tensors.items()}, path)
@@ -51,7 +51,7 @@ def networks():
     from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
     from more4d_backend.strag.profile import OWN
     from more4d_backend.strag.transformer import StragTransformer
-    from more4d_backend.weight_kinds import WeightKind
+    from more4d_backend.weights.kinds import WeightKind
 
     torch.manual_seed(0)
     vae = AutoencoderKLWan(base_dim=4)
@@ -86,7 +86,7 @@ def networks():
 def weight_files(tmp_path_factory) -> dict[str, Path]:
     """Name -> file, for everything that a generation loads."""
     from more4d_backend.vism.lora import add_lora, save_lora
-    from more4d_backend.weight_kinds import WeightKind
+    from more4d_backend.weights.kinds import WeightKind
 
     folder = tmp_path_factory.mktemp("weights")
     made = networks()

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from more4d_backend.cli import main
-from more4d_backend.depth_files import save_depth_png16
+from more4d_backend.files.depth_maps import save_depth_png16
+from more4d_backend.files.images import save_image
+from more4d_backend.files.videos import load_video
 from more4d_backend.generation.run_record import only_run_in
-from more4d_backend.image_files import save_image
 from more4d_backend.scene_files import load_scene
 from more4d_backend.strag.pipeline import StragPipeline
-from more4d_backend.video_files import load_video
 
 HEIGHT, WIDTH = 32, 48
 
@@ -246,7 +246,7 @@ def test_a_wrong_file_in_a_slot_is_named_for_what_it_is(
 def test_missing_weights_are_listed_with_the_command_that_gets_them(
     photo, tmp_path, caplog, monkeypatch
 ):
-    monkeypatch.setattr("more4d_backend.downloads.find_downloaded", lambda *_: None)
+    monkeypatch.setattr("more4d_backend.weights.downloads.find_downloaded", lambda *_: None)
     base = ["generate", str(photo), "--prompt", "x", "--depth", "d.png"]
     assert main([*base, "-o", str(tmp_path / "out")]) == 2
     assert "download strag motion-vae wan-vae" in caplog.text

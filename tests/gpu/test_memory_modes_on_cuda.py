@@ -14,7 +14,7 @@ from more4d_backend.devices import (
     explaining_out_of_memory,
     plan_devices,
 )
-from more4d_backend.memory_modes import apply_plan, run_sizes
+from more4d_backend.devices.memory_modes import apply_plan, run_sizes
 from more4d_backend.strag.motion_perception import Guidance
 
 pytestmark = [

@@ -53,7 +53,7 @@ def test_a_seed_means_one_sample_to_the_last_bit_on_the_gpu(settings):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_fused_kernels_do_what_the_plain_ones_do(seed, settings, monkeypatch):
-    from more4d_backend import synthetic_casting
+    from more4d_backend.synthetic import casting as synthetic_casting
     from training.procedural_scenes import draw_scene
 
     if not synthetic_casting.fused_kernels_available():

@@ -108,11 +108,11 @@ def test_compiled_blocks_share_two_graphs_and_compute_the_same():
 def test_a_transformer_that_is_loaded_to_the_device_is_there_as_a_whole(tmp_path):
     from safetensors.torch import save_file
 
-    from more4d_backend.model_loading import load_strag
     from more4d_backend.strag.transformer import StragTransformer
-    from more4d_backend.weight_conversion import to_original
-    from more4d_backend.weight_files import stored
-    from more4d_backend.weight_kinds import WeightKind
+    from more4d_backend.weights.conversion import to_original
+    from more4d_backend.weights.files import stored
+    from more4d_backend.weights.kinds import WeightKind
+    from more4d_backend.weights.model_loading import load_strag
 
     module = StragTransformer(
         num_layers=1, num_attention_heads=1, ffn_dim=16, text_dim=32, freq_dim=16, image_dim=None,

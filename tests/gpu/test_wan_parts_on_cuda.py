@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from more4d_backend.latents import decode_video
-from more4d_backend.sampling import SamplingSettings
 from more4d_backend.strag.motion_vae import (
     DecoderAdapter,
     EncoderAdapter,
@@ -13,6 +11,8 @@ from more4d_backend.strag.motion_vae import (
 )
 from more4d_backend.vism.lora import add_lora, load_lora, save_lora
 from more4d_backend.vism.pipeline import VismPipeline, VismSettings
+from more4d_backend.wan.latents import decode_video
+from more4d_backend.wan.sampling import SamplingSettings
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from more4d_backend.latents import decode_video, encode_distribution
 from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter
+from more4d_backend.wan.latents import decode_video, encode_distribution
 
 pytestmark = pytest.mark.parity
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from more4d_backend.sampling import SamplingSettings, make_scheduler
+from more4d_backend.wan.sampling import SamplingSettings, make_scheduler
 
 
 @pytest.mark.parity

@@ -10,8 +10,8 @@ from more4d_backend.strag.motion_perception import Guidance
 from more4d_backend.strag.profile import RELEASED
 from more4d_backend.strag.sizes import STRAG_SIZES
 from more4d_backend.strag.transformer import StragTransformer
-from more4d_backend.weight_conversion import OMNIMAE_PREFIX, omnimae_training_parts
-from more4d_backend.weight_keys import STRAG_TRANSFORMER, renamer
+from more4d_backend.weights.conversion import OMNIMAE_PREFIX, omnimae_training_parts
+from more4d_backend.weights.keys import STRAG_TRANSFORMER, renamer
 
 pytestmark = pytest.mark.parity
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from more4d_backend.vism.conditioning import mask_latent, masked_video
 from more4d_backend.vism.lora import load_lora, merge_lora, released_names, unmerge_lora
-from more4d_backend.weight_files import stored
-from more4d_backend.weight_keys import WAN_TRANSFORMER, renamed
+from more4d_backend.weights.files import stored
+from more4d_backend.weights.keys import WAN_TRANSFORMER, renamed
 
 pytestmark = pytest.mark.parity
 

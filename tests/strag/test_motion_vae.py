@@ -3,7 +3,6 @@ import dataclasses
 import pytest
 import torch
 
-from more4d_backend.latents import VideoSizeError, encode_video
 from more4d_backend.strag.motion_vae import (
     FRAMES_PER_CALL,
     DecoderAdapter,
@@ -11,6 +10,7 @@ from more4d_backend.strag.motion_vae import (
     MotionLatentSettings,
     MotionVAE,
 )
+from more4d_backend.wan.latents import VideoSizeError, encode_video
 
 OWN = MotionLatentSettings(clamp_decoded=False)
 RELEASED = MotionLatentSettings(

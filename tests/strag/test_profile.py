@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from more4d_backend.latents import LATENT_CHANNELS
 from more4d_backend.strag.profile import OWN, RELEASED
+from more4d_backend.wan.latents import LATENT_CHANNELS
 
 
 def test_the_released_second_standardisation_has_one_number_per_latent_channel():

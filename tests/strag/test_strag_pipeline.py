@@ -8,14 +8,14 @@ import torch
 from more4d_backend import Cameras, PointTracks
 from more4d_backend.depth.lifting import DepthError
 from more4d_backend.geometry import intrinsics_from_focal, project
-from more4d_backend.latents import VideoSizeError
-from more4d_backend.sampling import SamplingError, SamplingSettings
 from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
 from more4d_backend.strag.pipeline import StragPipeline, StragSettings
 from more4d_backend.strag.profile import OWN, RELEASED
 from more4d_backend.strag.sizes import PerceptionSize, StragSize, WanSize
 from more4d_backend.strag.transformer import StragTransformer
-from more4d_backend.text import PromptError
+from more4d_backend.wan.latents import VideoSizeError
+from more4d_backend.wan.sampling import SamplingError, SamplingSettings
+from more4d_backend.wan.text import PromptError
 
 HEIGHT, WIDTH = 32, 48
 TEXT_DIM, IMAGE_DIM = 16, 12

@@ -27,7 +27,7 @@ from more4d_backend.strag.sizes import (
     WanSize,
 )
 from more4d_backend.strag.transformer import StragTransformer
-from more4d_backend.weight_files import WeightsError, stored
+from more4d_backend.weights.files import WeightsError, stored
 
 SIZE = StragSize(
     wan=WanSize(

@@ -9,10 +9,10 @@ import torch
 from torch.nn.functional import avg_pool2d, pad
 
 from more4d_backend.depth import DepthPrediction
-from more4d_backend.sampling import SamplingError
 from more4d_backend.strag.pipeline import StragPipeline
 from more4d_backend.strag.profile import OWN
 from more4d_backend.vism.pipeline import VismPipeline
+from more4d_backend.wan.sampling import SamplingError
 from training.evaluation import evaluate_depth, evaluate_motion_vae
 from training.holes import HoleSettings
 from training.procedural import procedural_sample

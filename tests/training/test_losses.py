@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from more4d_backend.latents import VideoSizeError
+from more4d_backend.wan.latents import VideoSizeError
 from training.losses import (
     add_noise,
     at_latent_size,

@@ -9,7 +9,7 @@ from torch import nn
 from more4d_backend.strag.omnimae import OmniMAE
 from more4d_backend.strag.profile import OWN
 from more4d_backend.strag.sizes import PerceptionSize, StragSize, WanSize
-from more4d_backend.weight_files import WeightsError
+from more4d_backend.weights.files import WeightsError
 from training import networks
 from training.recipes import (
     Ablation,
@@ -98,14 +98,18 @@ def test_a_whole_network_to_train_is_float32():
     ],
 )
 def test_a_full_size_without_weights_says_how_to_get_them(make, config, needed, monkeypatch):
-    monkeypatch.setattr("more4d_backend.downloads.find_downloaded", lambda name, folder: None)
+    monkeypatch.setattr(
+        "more4d_backend.weights.downloads.find_downloaded", lambda name, folder: None
+    )
     with pytest.raises(WeightsError, match=f"python -m more4d_backend download {needed}"):
         make(config)
 
 
 @pytest.mark.parametrize("load", [networks.rgb_vae, networks.text_encoder])
 def test_given_networks_of_full_size_are_never_random(load, monkeypatch):
-    monkeypatch.setattr("more4d_backend.downloads.find_downloaded", lambda name, folder: None)
+    monkeypatch.setattr(
+        "more4d_backend.weights.downloads.find_downloaded", lambda name, folder: None
+    )
     with pytest.raises(WeightsError, match="python -m more4d_backend download"):
         load(WeightFiles(), "14b", seed=0)
 
@@ -146,7 +150,7 @@ def test_training_begins_from_fun_control_with_omnimae(fun_control):
 
 
 def test_training_goes_on_from_a_strag_file(tmp_path):
-    from more4d_backend.weight_kinds import WeightKind
+    from more4d_backend.weights.kinds import WeightKind
     from training.export import export_weights
 
     config = strag_tiny(*HERE)

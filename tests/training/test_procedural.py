@@ -6,8 +6,8 @@ import torch
 
 from more4d_backend.motion import OWN_MOTION, normalize_motion
 from more4d_backend.rendering import RenderSettings, hole_mask, render
-from more4d_backend.synthetic_actors import Dice
-from more4d_backend.synthetic_motions import object_to_stage
+from more4d_backend.synthetic.actors import Dice
+from more4d_backend.synthetic.motions import object_to_stage
 from training.loader import TrainingLoader
 from training.procedural import (
     PROCEDURAL_RECIPES,

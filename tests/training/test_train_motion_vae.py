@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from more4d_backend.model_loading import load_motion_vae
 from more4d_backend.strag.profile import OWN
+from more4d_backend.weights.model_loading import load_motion_vae
 from training.loader import TrainingLoader
 from training.losses import visibility_weight
 from training.networks import motion_vae_to_train

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from more4d_backend.model_loading import load_strag
+from more4d_backend.weights.model_loading import load_strag
 from training import networks
 from training.loader import TrainingLoader
 from training.recipes import Ablation, Dropouts, strag_tiny

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from more4d_backend.model_loading import load_wan_transformer
 from more4d_backend.vism.lora import load_lora
+from more4d_backend.weights.model_loading import load_wan_transformer
 from training import networks
 from training.holes import HoleSettings, holes_of
 from training.loader import TrainingLoader

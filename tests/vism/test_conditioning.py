@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from more4d_backend.latents import VideoSizeError, encode_video
 from more4d_backend.shapes import ShapeError
 from more4d_backend.vism.conditioning import (
     check_holes,
@@ -10,6 +9,7 @@ from more4d_backend.vism.conditioning import (
     masked_video,
     paste_back,
 )
+from more4d_backend.wan.latents import VideoSizeError, encode_video
 
 FRAMES, HEIGHT, WIDTH = 9, 32, 48
 

@@ -12,7 +12,7 @@ from more4d_backend.vism.lora import (
     set_lora_weight,
     unmerge_lora,
 )
-from more4d_backend.weight_files import WeightsError
+from more4d_backend.weights.files import WeightsError
 
 
 def transformer(width=24, image=True, dtype=torch.float32):

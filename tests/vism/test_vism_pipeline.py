@@ -4,12 +4,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from more4d_backend.latents import VideoSizeError, decode_video, encode_video
-from more4d_backend.sampling import SamplingError, SamplingSettings
 from more4d_backend.shapes import ShapeError
-from more4d_backend.text import PromptError
 from more4d_backend.vism.conditioning import mask_latent
 from more4d_backend.vism.pipeline import VismPipeline, VismSettings
+from more4d_backend.wan.latents import VideoSizeError, decode_video, encode_video
+from more4d_backend.wan.sampling import SamplingError, SamplingSettings
+from more4d_backend.wan.text import PromptError
 
 HEIGHT, WIDTH = 16, 32
 TEXT_DIM, IMAGE_DIM = 8, 12

@@ -15,9 +15,9 @@ from more4d_backend.strag.motion_vae import (
     MotionVAE,
 )
 from more4d_backend.strag.omnimae import OmniMAE
-from more4d_backend.weight_conversion import to_original
-from more4d_backend.weight_files import stored
-from more4d_backend.weight_kinds import WeightKind
+from more4d_backend.weights.conversion import to_original
+from more4d_backend.weights.files import stored
+from more4d_backend.weights.kinds import WeightKind
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from more4d_backend.model_loading import (
+from more4d_backend.strag.motion_vae import MotionLatentSettings
+from more4d_backend.weights import load_into
+from more4d_backend.weights.files import StoredTensor, WeightsError, stored
+from more4d_backend.weights.kinds import WeightKind
+from more4d_backend.weights.model_loading import (
     build_empty,
     load_motion_vae,
     load_omnimae,
@@ -14,10 +18,6 @@ from more4d_backend.model_loading import (
     load_wan_vae,
     network_names,
 )
-from more4d_backend.strag.motion_vae import MotionLatentSettings
-from more4d_backend.weight_files import StoredTensor, WeightsError, stored
-from more4d_backend.weight_kinds import WeightKind
-from more4d_backend.weights import load_into
 
 SETTINGS = MotionLatentSettings(clamp_decoded=True)
 LOADERS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from more4d_backend.model_loading import load_clip_vision, load_umt5
-from more4d_backend.weight_kinds import WeightKind
+from more4d_backend.weights.kinds import WeightKind
+from more4d_backend.weights.model_loading import load_clip_vision, load_umt5
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,13 +5,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from more4d_backend import weight_commands
 from more4d_backend.files import OutputError
-from more4d_backend.model_loading import load_clip_vision, load_motion_vae
 from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionLatentSettings
-from more4d_backend.weight_commands import check_file, convert_file
-from more4d_backend.weight_files import WeightsError
-from more4d_backend.weight_kinds import WeightKind
+from more4d_backend.weights import commands as weight_commands
+from more4d_backend.weights.commands import check_file, convert_file
+from more4d_backend.weights.files import WeightsError
+from more4d_backend.weights.kinds import WeightKind
+from more4d_backend.weights.model_loading import load_clip_vision, load_motion_vae
 
 SETTINGS = MotionLatentSettings(clamp_decoded=True)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from more4d_backend.model_loading import build_empty
 from more4d_backend.strag.omnimae import OmniMAE
 from more4d_backend.strag.sizes import STRAG_SIZES
-from more4d_backend.weight_conversion import omnimae_training_parts, to_library, to_original
-from more4d_backend.weight_files import StoredTensor, WeightFile, WeightsError, stored
-from more4d_backend.weight_kinds import WeightKind, recognize
 from more4d_backend.weights import compare
+from more4d_backend.weights.conversion import omnimae_training_parts, to_library, to_original
+from more4d_backend.weights.files import StoredTensor, WeightFile, WeightsError, stored
+from more4d_backend.weights.kinds import WeightKind, recognize
+from more4d_backend.weights.model_loading import build_empty
 
 
 def released(parity_dir: Path, title: str) -> WeightFile:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from more4d_backend.files import FileFormatError
-from more4d_backend.weight_files import WeightsError, file_sha256, first_five, open_weights, stored
+from more4d_backend.weights.files import WeightsError, file_sha256, first_five, open_weights, stored
 
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),

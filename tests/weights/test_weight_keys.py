@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from more4d_backend.weight_files import StoredTensor, WeightsError
-from more4d_backend.weight_keys import (
+from more4d_backend.weights.files import StoredTensor, WeightsError
+from more4d_backend.weights.keys import (
     CLIP_VISION,
     MOTION_VAE,
     STRAG_TRANSFORMER,

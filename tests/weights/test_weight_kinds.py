@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from more4d_backend.model_loading import load_strag
-from more4d_backend.weight_files import WeightFile, WeightsError, stored
-from more4d_backend.weight_kinds import WeightKind, expect, recognize
+from more4d_backend.weights.files import WeightFile, WeightsError, stored
+from more4d_backend.weights.kinds import WeightKind, expect, recognize
+from more4d_backend.weights.model_loading import load_strag
 
 KINDS = (
     WeightKind.FUN_INP,

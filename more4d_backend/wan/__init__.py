@@ -1,0 +1,1 @@
+"""What all Wan networks share: latents, sampling, text, image tokens, windows."""
