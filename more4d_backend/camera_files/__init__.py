@@ -2,7 +2,7 @@
 
 Every reader converts to our axes (OpenCV: +x right, +y down, +z forward), once, and raises
 `FileFormatError`, and nothing else, for what a file may hold. The text formats are in
-`camera_text_files.py`, the JSON formats in `camera_json_files.py`.
+`camera_files/text_formats.py`, the JSON formats in `camera_files/json_formats.py`.
 """
 
 import difflib

@@ -1,8 +1,8 @@
 """Camera paths by name. A path is a `Cameras`, one per frame, that starts at the input view.
 
 `scene_path(name, scene)` is what nodes, commands and the editor call; `make_path` needs no scene.
-The movements are in `camera_presets.py`, the reference's five formulas in
-`camera_paths_reference.py`, edits of finished paths in `camera_path_edits.py`.
+The movements are in `camera_paths/presets.py`, the reference's five formulas in
+`camera_paths/reference_paths.py`, edits of finished paths in `camera_paths/edits.py`.
 """
 
 import difflib

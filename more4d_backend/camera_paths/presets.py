@@ -1,4 +1,4 @@
-"""The movements behind the names of `camera_paths.py`.
+"""The movements behind the names of `camera_paths/`.
 
 Every preset is written in the axes of the input view (+x right, +y down, +z forward; the camera
 stands at the origin), in float64, and in units of the pivot distance, so that one amplitude fits

@@ -1,7 +1,7 @@
 """The five camera paths that the MoRe4D reference implements, to the digit.
 
 Camera-to-world in the axes of the input view, around `center`, the mean of all points. For frame
-i of n, written from the formulas; `camera_paths.py` puts them into the world.
+i of n, written from the formulas; `camera_paths/` puts them into the world.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 The plain torch code writes some eighty intermediate images per view; these kernels write only the
 result, which is what lets training data be made beside the training. The formulas are those of
-`synthetic_surfaces.py`, line by line; a test holds both together. Import this where triton is.
+`synthetic/surfaces.py`, line by line; a test holds both together. Import this where triton is.
 """
 
 import inspect

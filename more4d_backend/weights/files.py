@@ -1,7 +1,7 @@
 """Weight files as they lie on disk: names, shapes, dtypes, and tensors read one at a time.
 
 safetensors, torch files (`.pth`, `.pt`, `.bin`, `.ckpt`, `.torch`; never with code in them), and
-the sharded form of either. What names mean is known to weight_kinds.py and weight_keys.py.
+the sharded form of either. What names mean is known to weights/kinds.py and weights/keys.py.
 """
 
 import hashlib
