@@ -1,6 +1,12 @@
 """Shared by all tests: run-time checks of every jaxtyping annotation, and the parity folder."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One worker per core is all the parallelism there is; more threads only wait for each other.
+    # Read by torch when it is imported, and by every process that a test starts.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from dataclasses import replace
 from pathlib import Path
 
