@@ -32,6 +32,7 @@ TABLES: dict[WeightKind, Table] = {
     WeightKind.FUN_INP: WAN_TRANSFORMER,
     WeightKind.WAN: WAN_TRANSFORMER,
     WeightKind.MOTION_VAE: MOTION_VAE,
+    WeightKind.MOTION_DECODER: MOTION_VAE,
     WeightKind.WAN_VAE: WAN_VAE,
     WeightKind.UMT5: UMT5,
     WeightKind.CLIP_VISION: CLIP_VISION,

@@ -21,12 +21,15 @@ class WeightKind(StrEnum):
     VISM_LORA = "vism-lora"
     OTHER_LORA = "other-lora"
     MOTION_VAE = "motion-vae"
+    MOTION_DECODER = "motion-decoder"
     ENCODER_ADAPTER = "encoder-adapter"
     DECODER_ADAPTER = "decoder-adapter"
     WAN_VAE = "wan-vae"
     UMT5 = "umt5"
     CLIP_VISION = "clip-vision"
     OMNIMAE = "omnimae"
+    BYTE_TEXT = "byte-text"
+    TINY_DEPTH = "tiny-depth"
     GEO4D = "geo4d"
     GEO4D_VAE = "geo4d-vae"
     SCENE = "scene"
@@ -46,12 +49,15 @@ _LABELS = {
     WeightKind.VISM_LORA: "the 4D-ViSM LoRA (or another Wan2.1-Fun LoRA; their names are alike)",
     WeightKind.OTHER_LORA: "a LoRA for another model",
     WeightKind.MOTION_VAE: "the motion VAE with both adapters",
+    WeightKind.MOTION_DECODER: "the motion VAE without its encoder (a Wan VAE has that)",
     WeightKind.ENCODER_ADAPTER: "the motion VAE's encoder adapter alone (encoder_prompt)",
     WeightKind.DECODER_ADAPTER: "the motion VAE's decoder adapter alone (decoder_prompt)",
     WeightKind.WAN_VAE: "a Wan2.1 VAE (plain, or the motion VAE's without its adapters)",
     WeightKind.UMT5: "the UMT5 text encoder",
     WeightKind.CLIP_VISION: "the CLIP ViT-H/14 image encoder",
     WeightKind.OMNIMAE: "the OmniMAE image features",
+    WeightKind.BYTE_TEXT: "the embedded text encoder, which reads bytes",
+    WeightKind.TINY_DEPTH: "the embedded depth network",
     WeightKind.GEO4D: "a Geo4D checkpoint",
     WeightKind.GEO4D_VAE: "the Geo4D VAE",
     WeightKind.SCENE: "a scene, not a model",
@@ -104,8 +110,18 @@ _RULES: tuple[tuple[WeightKind, Names, tuple[str, ...]], ...] = (
         "original",
         ("encoder.conv_in.weight", "decoder_adaptor.conv_out.weight"),
     ),
-    (WeightKind.MOTION_VAE, "original", ("vae.decoder.head.0.gamma", *_ADAPTERS)),
-    (WeightKind.MOTION_VAE, "diffusers", ("vae.decoder.norm_out.gamma", *_ADAPTERS)),
+    (
+        WeightKind.MOTION_VAE,
+        "original",
+        ("vae.decoder.head.0.gamma", "vae.encoder.head.0.gamma", *_ADAPTERS),
+    ),
+    (
+        WeightKind.MOTION_VAE,
+        "diffusers",
+        ("vae.decoder.norm_out.gamma", "vae.encoder.norm_out.gamma", *_ADAPTERS),
+    ),
+    (WeightKind.MOTION_DECODER, "original", ("vae.decoder.head.0.gamma", *_ADAPTERS)),
+    (WeightKind.MOTION_DECODER, "diffusers", ("vae.decoder.norm_out.gamma", *_ADAPTERS)),
     (
         WeightKind.ENCODER_ADAPTER,
         "original",
@@ -139,6 +155,16 @@ _RULES: tuple[tuple[WeightKind, Names, tuple[str, ...]], ...] = (
         WeightKind.OMNIMAE,
         "original",
         ("trunk.patch_embed.proj.1.weight", "trunk.blocks.0.attn.qkv.weight"),
+    ),
+    (
+        WeightKind.BYTE_TEXT,
+        "original",
+        ("embedding.weight", "layers.0.distance.weight", "output.weight"),
+    ),
+    (
+        WeightKind.TINY_DEPTH,
+        "original",
+        ("stem.weight", "stages.0.0.spatial.weight", "focal.0.weight"),
     ),
 )
 
