@@ -14,15 +14,18 @@ from .provider import DepthPrediction as DepthPrediction
 from .provider import DepthProvider as DepthProvider
 from .provider import DepthProviderError as DepthProviderError
 from .provider import lift_prediction as lift_prediction
+from .tiny_depth import TinyDepth as TinyDepth
 from .unidepth import UniDepth as UniDepth
 
-PROVIDERS: dict[str, type[DepthPro] | type[DepthAnything] | type[UniDepth]] = {
-    provider.name: provider for provider in (DepthPro, DepthAnything, UniDepth)
+ProviderClass = type[DepthPro] | type[DepthAnything] | type[UniDepth] | type[TinyDepth]
+
+PROVIDERS: dict[str, ProviderClass] = {
+    provider.name: provider for provider in (DepthPro, DepthAnything, UniDepth, TinyDepth)
 }
 """Networks by name; each has `load(source, device=, dtype=, download=)` and `predict(image)`."""
 
 
-def provider_class(name: str) -> type[DepthPro] | type[DepthAnything] | type[UniDepth]:
+def provider_class(name: str) -> ProviderClass:
     """Look a network up by name.
 
     Raises:
