@@ -119,7 +119,7 @@ _VISM_TINY = WanSize(
     in_channels=FUN_INP_CHANNELS, num_layers=3, num_heads=2, ffn_dim=512, image_dim=None
 )
 _STRAG_TINY = WanSize(
-    in_channels=STRAG_CHANNELS, num_layers=6, num_heads=2, ffn_dim=640, image_dim=None
+    in_channels=STRAG_CHANNELS, num_layers=6, num_heads=2, ffn_dim=512, image_dim=None
 )
 
 VISM_SIZES: dict[str, WanSize] = {"14b": _WAN_14B, "1.3b": _WAN_1_3B, "tiny": _VISM_TINY}
@@ -134,7 +134,7 @@ STRAG_SIZES: dict[str, StragSize] = {
     ),
     "tiny": StragSize(
         wan=_STRAG_TINY,
-        perception=PerceptionSize(dim=128, depth=4, num_heads=4, feature_dim=128),
+        perception=PerceptionSize(dim=64, depth=4, num_heads=2, feature_dim=64),
     ),
 }
 """The released 4D-STraG, the same on the 1.3B base, and the embedded one."""
