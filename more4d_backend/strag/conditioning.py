@@ -4,7 +4,9 @@ Channels of the transformer's input: 16 noise, 16 control, 16 zeros, 16 depth
 (reference code, pipeline_wan_fun_control.py; equation 2 of the paper leaves the zeros out).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +20,9 @@ from .profile import GREY_LEVEL, StragWeightsProfile
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+VideoEncoder = Callable[[Tensor], Tensor]
+"""Video (batch, 3, frame, height, width) in [-1, 1] -> normalised latent, as `encode_video`."""
 
 _MAX_DEPTH = 1e4
 _MIN_DEPTH = 1e-5
@@ -43,12 +48,23 @@ def encode_condition(
     profile: StragWeightsProfile,
 ) -> StragCondition:
     """Encode images (sRGB in [0, 1]) and their frame-0 depth, repeated over the frames."""
+    return condition_by(partial(encode_video, vae), image, depth, num_frames, profile)
+
+
+def condition_by(
+    encode: VideoEncoder,
+    image: Float[Tensor, "batch height width 3"],
+    depth: Float[Tensor, "batch height width"],
+    num_frames: int,
+    profile: StragWeightsProfile,
+) -> StragCondition:
+    """Do the same with any encoder of videos, such as that of a host."""
     picture = rearrange(2 * image - 1, "b h w c -> b c 1 h w")
     depth_picture = repeat(depth_picture_of(depth, profile.motion), "b h w -> b 3 1 h w")
-    control = encode_video(vae, picture.expand(-1, -1, num_frames, -1, -1))
-    depth_latent = encode_video(vae, depth_picture.expand(-1, -1, num_frames, -1, -1))
+    control = encode(picture.expand(-1, -1, num_frames, -1, -1))
+    depth_latent = encode(depth_picture.expand(-1, -1, num_frames, -1, -1))
     if profile.reference_latent == "image":
-        reference = encode_video(vae, picture)[:, :, 0]
+        reference = encode(picture)[:, :, 0]
     else:
         reference = torch.zeros_like(control[:, :, 0])
     channels = torch.cat([control, torch.zeros_like(control), depth_latent], dim=1)

@@ -2,14 +2,16 @@
 
 A small adapter turns a motion map into something that the RGB VAE can encode, a second one turns
 what the VAE decodes back into motion (MoRe4D, arXiv 2512.05044, section 3.2). The VAE between them
-is diffusers' `AutoencoderKLWan`. Module names are those of the released files.
+is diffusers' `AutoencoderKLWan`. Module names are those of the released files. The adapters take
+their layers from a factory (`operations`, torch.nn by default), so that the ComfyUI host can build
+them as its own and put them around its own Wan VAE.
 
 Axes: motion (batch, 3, frame, height, width) in normalised units; latent (batch, channel,
 latent_frame, latent_height, latent_width).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -46,12 +48,12 @@ class MotionLatentSettings:
 class EncoderAdapter(nn.Module):
     """Normalised motion to a video in [-1, 1] that the Wan VAE can encode."""
 
-    def __init__(self, width: int = RELEASED_ADAPTER_WIDTH) -> None:
+    def __init__(self, width: int = RELEASED_ADAPTER_WIDTH, operations: Any = nn) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, width, 3, padding=1)
-        self.down = nn.ModuleList([_Stage(width, num_blocks=1)])
-        self.norm_out = _group_norm(width)
-        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+        self.conv_in = operations.Conv2d(3, width, 3, padding=1)
+        self.down = nn.ModuleList([_Stage(width, 1, operations)])
+        self.norm_out = _group_norm(width, operations)
+        self.conv_out = operations.Conv2d(width, 3, 3, padding=1)
         # Close to the bare tanh of the reference's zero, but not zero: from zero no gradient
         # would reach the layers before this one.
         nn.init.normal_(self.conv_out.weight, std=1e-3)
@@ -62,7 +64,13 @@ class EncoderAdapter(nn.Module):
         self, motion: Float[Tensor, "batch 3 frame height width"]
     ) -> Float[Tensor, "batch 3 frame height width"]:
         """Return `2 * sigmoid(h + motion) - 1`, written as the tanh that it is."""
-        return _per_frame(self._frames, motion.to(self.conv_in.weight))
+        return self.adapt(motion.to(self.conv_in.weight))
+
+    def adapt(
+        self, motion: Float[Tensor, "batch 3 frame height width"]
+    ) -> Float[Tensor, "batch 3 frame height width"]:
+        """Do the same where the motion is, for layers that bring their weights to their input."""
+        return _per_frame(self._frames, motion)
 
     def _frames(self, motion: Float[Tensor, "image 3 height width"]) -> Tensor:
         hidden = self.down[0](self.conv_in(motion))
@@ -72,18 +80,24 @@ class EncoderAdapter(nn.Module):
 class DecoderAdapter(nn.Module):
     """What the Wan VAE decoded to normalised motion."""
 
-    def __init__(self, width: int = RELEASED_ADAPTER_WIDTH) -> None:
+    def __init__(self, width: int = RELEASED_ADAPTER_WIDTH, operations: Any = nn) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, width, 3, padding=1)
-        self.up = nn.ModuleList([_Stage(width, num_blocks=2)])
-        self.norm_out = _group_norm(width)
-        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+        self.conv_in = operations.Conv2d(3, width, 3, padding=1)
+        self.up = nn.ModuleList([_Stage(width, 2, operations)])
+        self.norm_out = _group_norm(width, operations)
+        self.conv_out = operations.Conv2d(width, 3, 3, padding=1)
 
     def forward(
         self, video: Float[Tensor, "batch 3 frame height width"]
     ) -> Float[Tensor, "batch 3 frame height width"]:
         """Return normalised motion; it has no bounds."""
-        return _per_frame(self._frames, video.to(self.conv_in.weight))
+        return self.adapt(video.to(self.conv_in.weight))
+
+    def adapt(
+        self, video: Float[Tensor, "batch 3 frame height width"]
+    ) -> Float[Tensor, "batch 3 frame height width"]:
+        """Do the same where the video is, for layers that bring their weights to their input."""
+        return _per_frame(self._frames, video)
 
     def _frames(self, video: Float[Tensor, "image 3 height width"]) -> Tensor:
         hidden = self.up[0](self.conv_in(video))
@@ -163,9 +177,10 @@ class MotionVAE(nn.Module):
 
 
 class _Stage(nn.Module):
-    def __init__(self, width: int, num_blocks: int) -> None:
+    def __init__(self, width: int, num_blocks: int, operations: Any) -> None:
         super().__init__()
-        self.block = nn.ModuleList([_ResidualBlock(width) for _ in range(num_blocks)])
+        blocks = [_ResidualBlock(width, operations) for _ in range(num_blocks)]
+        self.block = nn.ModuleList(blocks)
 
     def forward(self, hidden: Tensor) -> Tensor:
         for block in self.block:
@@ -174,20 +189,20 @@ class _Stage(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, operations: Any) -> None:
         super().__init__()
-        self.norm1 = _group_norm(width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = _group_norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm1 = _group_norm(width, operations)
+        self.conv1 = operations.Conv2d(width, width, 3, padding=1)
+        self.norm2 = _group_norm(width, operations)
+        self.conv2 = operations.Conv2d(width, width, 3, padding=1)
 
     def forward(self, hidden: Tensor) -> Tensor:
         inner = self.conv1(silu(self.norm1(hidden)))
         return hidden + self.conv2(silu(self.norm2(inner)))
 
 
-def _group_norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, width), width, eps=1e-6)
+def _group_norm(width: int, operations: Any) -> nn.GroupNorm:
+    return operations.GroupNorm(min(32, width), width, eps=1e-6)
 
 
 def _per_frame(network, video: Tensor) -> Tensor:

@@ -9,10 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ..depth.lifting import DepthError, lift_points
-from ..depth_edges import depth_edges
-from ..motion import denormalize_motion
-from ..scene import Cameras, PointTracks, Scene4D
+from ..scene import Cameras, Scene4D
 from ..wan.fitting import Fit, FittedImage, fit_to_size
 from ..wan.image_tokens import ImageTokenEncoder
 from ..wan.latents import LATENT_CHANNELS, check_video_size, latent_size
@@ -20,7 +17,6 @@ from ..wan.pipeline import WanPipeline
 from ..wan.sampling import (
     Branch,
     Progress,
-    SamplingError,
     SamplingSettings,
     Velocity,
     denoise,
@@ -28,7 +24,7 @@ from ..wan.sampling import (
 )
 from ..wan.text import TextEncoder, check_prompt
 from .conditioning import StragCondition, clip_picture, encode_condition, perceived_picture
-from .edge_snapping import snap_motion_to_edges
+from .lifted import lift_fitted, moved_scene
 from .motion_perception import Guidance
 from .profile import RELEASED, StragWeightsProfile
 
@@ -134,11 +130,7 @@ class StragPipeline(WanPipeline):
         check_video_size(settings.num_frames, *settings.size_hw)
         fitted = fit_to_size(image, depth, camera, settings.size_hw, settings.fit)
         # 2. Lift: where the points start.
-        start, valid = lift_points(fitted.depth[None], fitted.camera, max_depth=settings.max_depth)
-        if settings.drop_edges:
-            valid = valid & ~depth_edges(fitted.depth[None], valid)
-        if not valid.any():
-            raise DepthError("No pixel has usable depth; expected positive, finite numbers.")
+        lifted = lift_fitted(fitted, max_depth=settings.max_depth, drop_edges=settings.drop_edges)
         # 3. Tell the network what is to be seen, and what is to happen.
         condition = self._encode_condition(fitted, settings)
         text = self.encode_text(prompt, settings.negative_prompt)
@@ -154,19 +146,15 @@ class StragPipeline(WanPipeline):
             latent = denoise(velocity, noise, text, sampling, progress=progress)
         # 5. Decode, undo the normalisation, and move the points.
         with self.using(self.motion_vae):
-            decoded = self.motion_vae.decode(latent)[0].to(start.device)
+            decoded = self.motion_vae.decode(latent)[0].to(lifted.positions.device)
         normalized = rearrange(decoded, "c f h w -> f h w c")
-        if not normalized.isfinite().all():
-            raise SamplingError(
-                "The motion VAE decoded NaN or infinity. Check that its weights are whole, and "
-                "use bfloat16 or float32 instead of float16."
-            )
-        if self._snaps(settings):
-            normalized = snap_motion_to_edges(
-                normalized, fitted.image.to(normalized), fitted.depth.to(normalized)
-            )
-        positions = denormalize_motion(normalized, start[0], fitted.camera, self.profile.motion)
-        return _scene(positions, valid[0], fitted, settings.fps)
+        return moved_scene(
+            normalized,
+            lifted,
+            self.profile,
+            fps=settings.fps,
+            snap_to_edges=settings.snap_to_edges,
+        )
 
     def _encode_condition(self, fitted: FittedImage, settings: StragSettings) -> StragCondition:
         with self.using(self.vae):
@@ -194,11 +182,6 @@ class StragPipeline(WanPipeline):
             features = self.strag.encode_image(picture, (latent_hw[0], latent_hw[1]))
         return Guidance(features=features, unguided_frame=self.profile.unguided_frame)
 
-    def _snaps(self, settings: StragSettings) -> bool:
-        if settings.snap_to_edges is None:
-            return self.profile.snap_to_edges
-        return settings.snap_to_edges
-
     def _velocity(
         self, condition: StragCondition, image_tokens: Tensor | None, guidance: Guidance | None
     ) -> Velocity:
@@ -222,18 +205,3 @@ class StragPipeline(WanPipeline):
                 )[0]
 
         return velocity
-
-
-def _scene(positions: Tensor, valid: Tensor, fitted: FittedImage, fps: float) -> Scene4D:
-    """Keep the pixels that show the picture, seen by the picture's own camera."""
-    rows, columns = fitted.rows, fitted.columns
-    camera = fitted.content_camera
-    num_frames = positions.shape[0]
-    visible = rearrange(valid[rows, columns], "h w -> (h w)")
-    points = PointTracks(
-        positions=rearrange(positions[:, rows, columns], "f h w c -> f (h w) c"),
-        colors=rearrange(fitted.image[rows, columns], "h w c -> (h w) c"),
-        visibility=visible.expand(num_frames, -1),
-        grid_hw=(camera.height, camera.width),
-    )
-    return Scene4D(points=points, cameras=camera.repeated(num_frames), fps=fps)

@@ -5,6 +5,8 @@ True = to be filled. Channel order of the transformer's input: noise 16, mask 4,
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,10 +71,19 @@ def condition_latent(
     Raises:
         VideoSizeError: frames are not 4k + 1, or the size is not a multiple of 16.
     """
+    return condition_by(partial(encode_video, vae), rendered, hole_mask)
+
+
+def condition_by(
+    encode: Callable[[Tensor], Tensor],
+    rendered: Float[Tensor, "frame height width 3"],
+    hole_mask: Bool[Tensor, "frame height width"],
+) -> Float[Tensor, "1 20 latent_frame latent_height latent_width"]:
+    """Do the same with any encoder of videos in [-1, 1] to normalised latents."""
     mask = mask_latent(hole_mask)
     if hole_mask.all():
         return torch.zeros_like(mask[:, :1]).repeat(1, 20, 1, 1, 1)
-    image = encode_video(vae, masked_video(rendered, hole_mask))
+    image = encode(masked_video(rendered, hole_mask))
     return torch.cat([mask.to(image), image], dim=1)
 
 
