@@ -128,6 +128,8 @@ def decode_video(
     own_units = (latent.float() * std + mean).to(vae.device, vae.dtype)
     if clamp:
         return vae.decode(own_units, return_dict=False)[0].float()
+    if (unclamped := getattr(vae, "decode_unclamped", None)) is not None:
+        return unclamped(own_units).float()  # runs on whole clips: `whole_clip.py`
     with _decoder_scaled(vae, _UNCLAMPED_SCALE):
         return vae.decode(own_units, return_dict=False)[0].float() / _UNCLAMPED_SCALE
 
