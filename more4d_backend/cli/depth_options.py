@@ -16,12 +16,14 @@ from ..depth import (
     DepthFile,
     DepthPrediction,
     DepthProvider,
+    TinyDepth,
     lift_prediction,
     provider_class,
 )
 from ..files import FileFormatError, decoding, read_limited
 from ..generation import DepthSource
 from ..scene import Scene4D
+from ..tiny import embedded_file
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class DepthOptions:
 
     depth: str | None = None
     """A depth file (16-bit PNG, EXR, npy), or a network: depth-pro, depth-anything-v2-metric,
-    unidepth."""
+    unidepth, tiny (embedded, procedural scenes only)."""
 
     depth_unit_m: float = 0.001
     """Metres per step of a depth file that holds whole numbers (0.001 = millimetres)."""
@@ -94,6 +96,8 @@ class DepthOptions:
         files = [Path(self.depth)] if self.depth is not None and self._is_file else []
         if self.intrinsics is not None:
             files.append(self.intrinsics)
+        if self.depth == TinyDepth.name:
+            files.append(Path(self.depth_weights or embedded_file("depth")))
         return DepthSource(
             provider=_ChosenProvider(options=self, device=device),
             name=f"{self.depth} {self.depth_weights or ''} {self.depth_unit_m}",
@@ -111,7 +115,7 @@ class DepthOptions:
         if self.depth is None:
             raise DepthError(
                 "A photo needs depth: --depth FILE (16-bit PNG, EXR, npy), or --depth with the "
-                "name of a network, such as depth-pro."
+                "name of a network, such as depth-pro, or tiny, which needs no download."
             )
         if self._is_file:
             return DepthFile(path=self.depth, unit_m=self.depth_unit_m)

@@ -15,18 +15,20 @@ from ..files import FileFormatError
 from ..generation import (
     FileModels,
     GenerationSettings,
+    ModelChoice,
     Models,
-    find_files,
+    choose_models,
     image_to_4d_video,
 )
+from ..generation.model_choice import WEIGHT_NAMES, GenerationDefaults
+from ..generation.run_record import stage_table
 from ..rendering import RenderSettings
 from ..strag.pipeline import StragSettings
 from ..strag.profile import OWN, RELEASED
-from ..vism.lora import RELEASED_WEIGHT
 from ..vism.pipeline import VismSettings
 from ..wan.fitting import Fit
 from ..wan.sampling import Progress, Sampler, SamplingSettings
-from .console import progress_bar
+from .console import print_table, progress_bar
 from .depth_options import DepthOptions
 from .render_commands import PathOptions
 
@@ -34,6 +36,7 @@ LOGGER = logging.getLogger(__name__)
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 _SWITCH = {"auto": None, "on": True, "off": False}
+_PROFILES = {"released": RELEASED, "own": OWN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +46,19 @@ class SamplingOptions:
     num_frames: int = 49
     """Frames of the scene, 4k + 1; the released weights know 49."""
 
-    size_hw: tuple[int, int] = (368, 512)
-    """Height and width at which the networks work; multiples of 16."""
+    size_hw: tuple[int, int] | None = None
+    """Height and width at which the networks work; multiples of 16. Default: 368 512; with the
+    embedded weights 128 176."""
 
     fit: Fit = "crop"
     """How a photo of other proportions gets that size: crop, or pad."""
 
-    num_steps: int = 50
-    """Denoising steps of each network."""
+    num_steps: int | None = None
+    """Denoising steps of each network. Default: 50; with the embedded weights 20."""
 
-    guidance_scale: float = 6.0
-    """1 is none and halves the work; larger follows the prompt more."""
+    guidance_scale: float | None = None
+    """1 is none and halves the work; larger follows the prompt more. Default: 6; with the embedded
+    weights 1.5."""
 
     sampler: Sampler = "euler"
     """The released one is euler; unipc and dpm++ need about half the steps."""
@@ -90,12 +95,18 @@ class SamplingOptions:
     """Fill the holes; --no-complete stops at the renders."""
 
     def settings(
-        self, prompt: str, cameras: PathOptions, depth: DepthOptions, device: str
+        self,
+        prompt: str,
+        cameras: PathOptions,
+        depth: DepthOptions,
+        device: str,
+        defaults: GenerationDefaults,
     ) -> GenerationSettings:
-        """Join all settings of a generation."""
+        """Join all settings of a generation; what was not said is as the weights need it."""
+        steps, scale = self.num_steps, self.guidance_scale
         sampling = SamplingSettings(
-            num_steps=self.num_steps,
-            guidance_scale=self.guidance_scale,
+            num_steps=defaults.num_steps if steps is None else steps,
+            guidance_scale=defaults.guidance_scale if scale is None else scale,
             sampler=self.sampler,
             guided_fraction=self.guided_fraction,
         )
@@ -105,7 +116,7 @@ class SamplingOptions:
             seed=cameras.seed,
             strag=StragSettings(
                 num_frames=self.num_frames,
-                size_hw=self.size_hw,
+                size_hw=self.size_hw or defaults.size_hw,
                 fit=self.fit,
                 max_depth=depth.max_depth,
                 drop_edges=depth.drop_edges,
@@ -133,18 +144,24 @@ class SamplingOptions:
 class ModelOptions:
     """Which weights, and where they compute."""
 
+    model: Literal["released", "embedded"] | None = None
+    """released: what is named or was downloaded. embedded: the small weights that come along, which
+    know procedural scenes only. Default: released if any is named or all are downloaded."""
+
     weights: UseAppendAction[tuple[str, ...]] = ()
     """NAME=FILE, several times: strag, motion-vae, wan-vae, fun-inp, vism-lora, umt5,
-    umt5-tokenizer, clip. What is not named is looked for among the downloads."""
+    umt5-tokenizer, clip; text-encoder with --model embedded. What is not named is looked for among
+    the downloads, or embedded."""
 
     weights_folder: Path | None = None
     """Where `download --folder` put the files. Default: the Hugging Face cache."""
 
-    profile: Literal["released", "own"] = "released"
-    """How the STraG weights were trained: the published ones, or by our trainer."""
+    profile: Literal["released", "own"] | None = None
+    """How the STraG weights were trained: the published ones, or by our trainer. Default: released;
+    with the embedded weights own."""
 
-    lora_weight: float = RELEASED_WEIGHT
-    """How strongly the ViSM LoRA acts."""
+    lora_weight: float | None = None
+    """How strongly the ViSM LoRA acts. Default: 0.55; with the embedded weights 1."""
 
     device: str | None = None
     """cpu, cuda, cuda:1 or mps. Default: the best there is."""
@@ -171,28 +188,33 @@ class ModelOptions:
     """Skip most of a step when its first block says nearly the same as in the step before:
     0.05 skips few steps, 0.2 many. Changes the result; benchmarks/step_cache.py says how much."""
 
-    def load(self, *, complete: bool) -> Models:
-        """Find the files; networks are loaded when their stage comes."""
-        from ..generation.models import STRAG_WEIGHTS, VISM_WEIGHTS
-
+    def choose(self, *, complete: bool) -> ModelChoice:
+        """Find the files."""
         given: dict[str, Path] = {}
         for entry in self.weights:
             name, separator, path = entry.partition("=")
-            if not separator or name not in (*STRAG_WEIGHTS, *VISM_WEIGHTS):
-                known = ", ".join(dict.fromkeys((*STRAG_WEIGHTS, *VISM_WEIGHTS)))
+            if not separator or name not in WEIGHT_NAMES:
+                known = ", ".join(WEIGHT_NAMES)
                 raise ValueError(f"--weights is {entry!r}; expected NAME=FILE, NAME from {known}.")
             given[name] = Path(path)
-        needed = (*STRAG_WEIGHTS, *(VISM_WEIGHTS if complete else ()))
+        return choose_models(given, folder=self.weights_folder, model=self.model, complete=complete)
+
+    def load(self, choice: ModelChoice) -> Models:
+        """Check the files; networks are loaded when their stage comes."""
+        defaults, weight = choice.defaults, self.lora_weight
         models = FileModels(
-            files=find_files(given, self.weights_folder, tuple(dict.fromkeys(needed))),
-            profile={"released": RELEASED, "own": OWN}[self.profile],
-            lora_weight=self.lora_weight,
+            files=choice.files,
+            origin=choice.reason,
+            profile=_PROFILES[self.profile] if self.profile else defaults.profile,
+            lora_weight=defaults.lora_weight if weight is None else weight,
             compile_blocks=self.compile_blocks,
             step_cache=self.step_cache,
             measure_attention=self.attention == "measure",
             request=self.request(),
         )
         models.check()
+        log = LOGGER.warning if choice.name == "embedded" else LOGGER.info
+        log("%s", choice.reason)
         return models
 
     def request(self) -> DeviceRequest:
@@ -252,14 +274,15 @@ class Generate:
         """Generate all items; 1 if some failed."""
         self.cameras.check()
         jobs = self._jobs()
-        models = self.models.load(complete=self.sampling.complete)
+        choice = self.models.choose(complete=self.sampling.complete)
+        models = self.models.load(choice)
         if not self._is_batch:
-            self._generate(jobs[0], models, self.output)
+            self._generate(jobs[0], models, choice, self.output)
             return 0
         failed: list[str] = []
         for job in jobs:
             try:
-                self._generate(job, models, self.output / job.image.stem)
+                self._generate(job, models, choice, self.output / job.image.stem)
             except Exception as e:  # a batch goes on; every failure is listed and counted
                 LOGGER.exception("%s failed.", job.image)
                 failed.append(f"{job.image}: {e}")
@@ -289,24 +312,28 @@ class Generate:
             return _with_own_folders(jobs, self.source)
         return [Job(image=self.source, prompt=self.prompt)]
 
-    def _generate(self, job: Job, models: Models, folder: Path) -> None:
+    def _generate(self, job: Job, models: Models, choice: ModelChoice, folder: Path) -> None:
         from ..devices import detect_device
         from ..files.images import load_image
 
         options = self.depth_options
         if job.depth is not None:
             options = replace(options, depth=job.depth)
+        elif options.depth is None and choice.name == "embedded":
+            LOGGER.info("No depth was given: the embedded depth network (tiny) is used.")
+            options = replace(options, depth="tiny")
         device = str(detect_device(self.models.device).device)
         outputs = image_to_4d_video(
             load_image(job.image),
             options.source(device),
             models,
-            self.sampling.settings(job.prompt, self.cameras, options, device),
+            self.sampling.settings(job.prompt, self.cameras, options, device, choice.defaults),
             folder,
             report=_bars(),
         )
         for output in outputs:
             LOGGER.info("Wrote %s.", output.completed or output.rendered)
+        print_table(f"{folder}: time and memory", *stage_table(folder))
 
 
 def _bars() -> Callable[[str], Progress]:

@@ -77,17 +77,17 @@ def measure_attention(
     def attend() -> torch.Tensor:
         return scaled_dot_product_attention(query, key, value)
 
-    seconds: dict[Attention, float] = {"native": _seconds(attend, device)}
+    seconds: dict[Attention, float] = {"native": seconds_of(attend, device)}
     for name, kernels in _KERNELS.items():
         try:
             with torch.no_grad(), sdpa_kernel(kernels):
-                seconds[name] = _seconds(attend, device)
+                seconds[name] = seconds_of(attend, device)
         except RuntimeError as e:
             _log.info("Attention backend %s cannot be used here: %s", name, e)
     return seconds
 
 
-def _seconds(work: Callable[[], torch.Tensor], device: torch.device) -> float:
+def seconds_of(work: Callable[[], torch.Tensor], device: torch.device) -> float:
     """Best of a few timings, each of one call, after one that is not counted."""
     times = []
     for _ in range(_REPEATS + 1):

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ..strag.pipeline import StragPipeline
     from ..vism.pipeline import VismPipeline
     from ..wan.image_tokens import ClipImageEncoder
-    from ..wan.text import UMT5TextEncoder
+    from ..wan.text import TextEncoder
 
 _log = logging.getLogger(__name__)
 
@@ -50,14 +50,18 @@ STRAG_WEIGHTS = ("strag", "motion-vae", "wan-vae", "umt5", "umt5-tokenizer", "cl
 VISM_WEIGHTS = ("fun-inp", "vism-lora", "wan-vae", "umt5", "umt5-tokenizer", "clip")
 """Names of the files that filling holes needs."""
 
+_ENCODERS = ("umt5", "umt5-tokenizer", "clip")
+"""In place of these, a small model has one file, `text-encoder`."""
+
 _KINDS = {
-    "strag": WeightKind.STRAG,
-    "motion-vae": WeightKind.MOTION_VAE,
-    "wan-vae": WeightKind.WAN_VAE,
-    "umt5": WeightKind.UMT5,
-    "clip": WeightKind.CLIP_VISION,
-    "fun-inp": WeightKind.FUN_INP,
-    "vism-lora": WeightKind.VISM_LORA,
+    "strag": (WeightKind.STRAG,),
+    "motion-vae": (WeightKind.MOTION_VAE, WeightKind.MOTION_DECODER),
+    "wan-vae": (WeightKind.WAN_VAE,),
+    "umt5": (WeightKind.UMT5,),
+    "clip": (WeightKind.CLIP_VISION,),
+    "text-encoder": (WeightKind.BYTE_TEXT,),
+    "fun-inp": (WeightKind.FUN_INP,),
+    "vism-lora": (WeightKind.VISM_LORA,),
 }
 
 
@@ -99,7 +103,11 @@ class FileModels:
     """Models from weight files. See `Models`."""
 
     files: dict[str, Path]
-    """Name, as in `STRAG_WEIGHTS` and `VISM_WEIGHTS` -> file."""
+    """Name, as in `STRAG_WEIGHTS` and `VISM_WEIGHTS` -> file. With `text-encoder` (which reads
+    bytes) none of UMT5, its tokenizer and CLIP is needed."""
+
+    origin: str = "The weights are those named."
+    """Where they come from and what they can do, for run.json."""
 
     profile: StragWeightsProfile = RELEASED
     """How the STraG weights were trained."""
@@ -132,11 +140,11 @@ class FileModels:
 
     def strag_sha256(self) -> dict[str, str]:
         """Hash every file that `strag` loads. See `Models`."""
-        return {name: cached_sha256(self._file(name)) for name in STRAG_WEIGHTS}
+        return {name: cached_sha256(self._file(name)) for name in self._names(STRAG_WEIGHTS)}
 
     def vism_sha256(self) -> dict[str, str]:
         """Hash every file that `vism` loads. See `Models`."""
-        return {name: cached_sha256(self._file(name)) for name in VISM_WEIGHTS}
+        return {name: cached_sha256(self._file(name)) for name in self._names(VISM_WEIGHTS)}
 
     def strag_settings(self) -> dict[str, Any]:
         """Return the profile, and what rounds. See `Models`."""
@@ -161,10 +169,16 @@ class FileModels:
         from ..strag.pipeline import StragPipeline
         from ..weights.model_loading import load_motion_vae, load_strag, load_wan_vae
 
-        dtype = detect_device(self.request.device, self.request.dtype).dtype
+        dtype, vae_dtype = self._dtypes()
         transformer = load_strag(self._file("strag"), dtype=dtype)
-        vae = load_wan_vae(self._file("wan-vae"), dtype=dtype)
-        motion_vae = load_motion_vae(self._file("motion-vae"), self.profile.latents, dtype=dtype)
+        vae = load_wan_vae(self._file("wan-vae"), dtype=vae_dtype)
+        motion_vae = load_motion_vae(
+            self._file("motion-vae"),
+            self.profile.latents,
+            encoder=self._file("wan-vae"),
+            dtype=dtype,
+        )
+        nn.Module.to(motion_vae.vae, vae_dtype)  # the adapters around it are small and precise
         text, image = self._encoders(dtype)
         # One latent frame more: the reference.
         frames, height, width = latent_size(num_frames, *size_hw)
@@ -182,11 +196,11 @@ class FileModels:
         from ..vism.pipeline import VismPipeline
         from ..weights.model_loading import load_wan_transformer, load_wan_vae
 
-        dtype = detect_device(self.request.device, self.request.dtype).dtype
+        dtype, vae_dtype = self._dtypes()
         transformer = load_wan_transformer(self._file("fun-inp"), dtype=dtype)
         load_lora(transformer, self._file("vism-lora"), lora_weight=self.lora_weight)
         merge_lora(transformer)
-        vae = load_wan_vae(self._file("wan-vae"), dtype=dtype)
+        vae = load_wan_vae(self._file("wan-vae"), dtype=vae_dtype)
         text, image = self._encoders(dtype)
         frames, height, width = latent_size(num_frames, *size_hw)
         num_tokens = frames * (height // 2) * (width // 2)
@@ -194,11 +208,31 @@ class FileModels:
         with self._placed(transformer, [vae], encoders, num_tokens, size_hw) as place:
             yield VismPipeline(transformer, vae, text, image, placement=place)
 
-    def _encoders(self, dtype: torch.dtype) -> tuple["UMT5TextEncoder", "ClipImageEncoder | None"]:
+    def _dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """Choose the dtype of the networks, and that of the VAEs among them."""
+        from ..devices.convolution_speed import convolution_dtype
+
+        state = detect_device(self.request.device, self.request.dtype)
+        if self.request.dtype is not None:
+            return state.dtype, state.dtype
+        vae_dtype, reason = convolution_dtype(state.device, state.dtype)
+        _log.info("%s", reason)
+        return state.dtype, vae_dtype
+
+    def _names(self, names: Sequence[str]) -> list[str]:
+        if "text-encoder" not in self.files:
+            return list(names)
+        return [*(name for name in names if name not in _ENCODERS), "text-encoder"]
+
+    def _encoders(self, dtype: torch.dtype) -> tuple["TextEncoder", "ClipImageEncoder | None"]:
+        from ..tiny.text_encoder import ByteTextEncoder
         from ..wan.image_tokens import ClipImageEncoder
         from ..wan.text import UMT5TextEncoder, load_tokenizer
-        from ..weights.model_loading import load_clip_vision, load_umt5
+        from ..weights.model_loading import load_byte_text, load_clip_vision, load_umt5
 
+        if "text-encoder" in self.files:
+            path = self._file("text-encoder")
+            return ByteTextEncoder(load_byte_text(path, dtype=dtype)), None
         tokenizer = load_tokenizer(self._file("umt5-tokenizer"))
         text = UMT5TextEncoder(load_umt5(self._file("umt5"), dtype=dtype), tokenizer)
         return text, ClipImageEncoder(load_clip_vision(self._file("clip"), dtype=dtype))
@@ -266,9 +300,9 @@ class FileModels:
         Raises:
             WeightsError: names what the file is, and what its slot needs.
         """
-        for name, kind in _KINDS.items():
+        for name, kinds in _KINDS.items():
             if name in self.files:
-                expect(open_model(self.files[name]), kind)
+                expect(open_model(self.files[name]), *kinds)
 
     def _file(self, name: str) -> Path:
         if name not in self.files:

@@ -55,6 +55,10 @@ class Stage:
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """What was chosen while it ran, such as the memory mode and why; decides nothing."""
 
+    peak_process_bytes: int | None = None
+    """Largest host memory that the process had held when the stage ended, earlier stages
+    included; None where the system does not tell."""
+
 
 class RunRecord:
     """The stages of one run, in one folder."""
@@ -104,6 +108,7 @@ class RunRecord:
                 outputs={output: file_sha256(self.folder / output) for output in outputs},
                 seconds=measured["seconds"],
                 peak_memory_bytes=measured["peak_memory_bytes"],
+                peak_process_bytes=measured["peak_process_bytes"],
                 details={"settings": plain, "weights_sha256": dict(weights or {})},
                 chosen=chosen or {},
             )
@@ -131,6 +136,38 @@ class RunRecord:
         text = json.dumps(document, indent=1, sort_keys=False, allow_nan=False)
         with replacing(self.folder / RUN_FILE) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def stage_table(folder: Path) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: what each stage of a run took when it was made.
+
+    Raises:
+        FileFormatError: run.json is not ours.
+    """
+    stages = _read_stages(folder / RUN_FILE).values()
+    rows = [[s.name, f"{s.seconds:.1f}", _mebibytes(s)] for s in stages]
+    peaks = [s.peak_process_bytes for s in stages if s.peak_process_bytes is not None]
+    peak = f"{max(peaks) / 2**20:.0f}" if peaks else "unknown"
+    rows.append(["all", f"{sum(s.seconds for s in stages):.1f}", peak])
+    return ["stage", "seconds", "peak memory so far (MiB)"], rows
+
+
+def _mebibytes(stage: Stage) -> str:
+    host, device = stage.peak_process_bytes, stage.peak_memory_bytes
+    told = "unknown" if host is None else f"{host / 2**20:.0f}"
+    return told if device is None else f"{told}, on the GPU {device / 2**20:.0f}"
+
+
+def peak_process_bytes() -> int | None:
+    """Return the largest host memory that this process has held; None where nobody tells."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, others KiB
 
 
 @contextmanager
@@ -190,10 +227,11 @@ def _measured() -> Iterator[dict[str, Any]]:
     on_cuda = torch.cuda.is_available()
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
-    result: dict[str, Any] = {"peak_memory_bytes": None}
+    result: dict[str, Any] = {"peak_memory_bytes": None, "peak_process_bytes": None}
     start = time.perf_counter()
     yield result
     result["seconds"] = round(time.perf_counter() - start, 3)
+    result["peak_process_bytes"] = peak_process_bytes()
     if on_cuda:
         result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
 

@@ -247,6 +247,6 @@ def test_missing_weights_are_listed_with_the_command_that_gets_them(
     photo, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr("more4d_backend.weights.downloads.find_downloaded", lambda *_: None)
-    base = ["generate", str(photo), "--prompt", "x", "--depth", "d.png"]
+    base = ["generate", str(photo), "--model", "released", "--prompt", "x", "--depth", "d.png"]
     assert main([*base, "-o", str(tmp_path / "out")]) == 2
     assert "download strag motion-vae wan-vae" in caplog.text
