@@ -30,7 +30,16 @@ EMBEDDED_FILES: dict[str, WeightKind] = {
     "depth": WeightKind.TINY_DEPTH,
     "text_encoder": WeightKind.BYTE_TEXT,
 }
-"""Name of every embedded file, without suffix, and what it is."""
+"""Name of every embedded file, and what it is."""
+
+_CATEGORIES = {
+    WeightKind.STRAG: "diffusion_models",
+    WeightKind.FUN_INP: "diffusion_models",
+    WeightKind.WAN_VAE: "vae",
+    WeightKind.MOTION_DECODER: "vae",
+    WeightKind.VISM_LORA: "loras",
+}
+"""Folders that ComfyUI has for such files, so that its lists can show each where it fits."""
 
 FILE_LIMIT_BYTES = 15_000_000
 """No embedded file is larger."""
@@ -45,10 +54,7 @@ def embedded_file(name: str) -> Path:
     Raises:
         WeightsError: no such name, or this installation came without it.
     """
-    if name not in EMBEDDED_FILES:
-        known = ", ".join(EMBEDDED_FILES)
-        raise WeightsError(f"There is no embedded file {name!r}. There are: {known}.")
-    path = WEIGHTS_FOLDER / f"{name}.safetensors"
+    path = WEIGHTS_FOLDER / relative_path(name)
     if not path.is_file():
         raise WeightsError(
             f"The embedded file {path} is missing from this installation. Install the project "
@@ -57,6 +63,19 @@ def embedded_file(name: str) -> Path:
     return path
 
 
+def relative_path(name: str) -> Path:
+    """Return where an embedded file lies inside of `WEIGHTS_FOLDER`.
+
+    Raises:
+        WeightsError: no such name.
+    """
+    if name not in EMBEDDED_FILES:
+        known = ", ".join(EMBEDDED_FILES)
+        raise WeightsError(f"There is no embedded file {name!r}. There are: {known}.")
+    folder = _CATEGORIES.get(EMBEDDED_FILES[name], "other")
+    return Path(folder) / f"more4d_tiny_{name}.safetensors"
+
+
 def has_embedded_weights() -> bool:
     """Tell whether this installation holds every embedded file."""
-    return all((WEIGHTS_FOLDER / f"{name}.safetensors").is_file() for name in EMBEDDED_FILES)
+    return all((WEIGHTS_FOLDER / relative_path(name)).is_file() for name in EMBEDDED_FILES)

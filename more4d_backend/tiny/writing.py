@@ -17,7 +17,7 @@ from ..wan.latents import latent_statistics
 from ..weights.conversion import to_original
 from ..weights.files import WeightsError, stored
 from ..weights.kinds import WeightKind
-from . import EMBEDDED_FILES, FILE_LIMIT_BYTES, WEIGHTS_FOLDER
+from . import EMBEDDED_FILES, FILE_LIMIT_BYTES, WEIGHTS_FOLDER, relative_path
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -117,7 +117,7 @@ def write_embedded(
         "more4d_profile": "own",
         "more4d_recipe": recipe,
     }
-    path = folder / f"{name}.safetensors"
+    path = folder / relative_path(name)
     with replacing(path) as temporary:
         save_file(values, temporary, metadata=metadata)
     _log.info("Wrote %s: %d tensors, %.2f MB", path, len(values), path.stat().st_size / 1e6)
@@ -125,9 +125,8 @@ def write_embedded(
 
 
 def _values(name: str, network: nn.Module) -> dict[str, Tensor]:
-    kind = EMBEDDED_FILES.get(name)
-    if kind is None:
-        raise WeightsError(f"There is no embedded file {name!r}: {', '.join(EMBEDDED_FILES)}.")
+    relative_path(name)  # refuses other names
+    kind = EMBEDDED_FILES[name]
     if kind is WeightKind.VISM_LORA:
         from ..vism.lora import released_tensors
 

@@ -1,6 +1,7 @@
 """`generate` with the embedded layout: random values, so nothing here depends on training."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -64,9 +65,7 @@ def test_other_embedded_depth_weights_make_the_depth_again(
     assert main(command) == 0
     before = (tmp_path / "out" / "depth.exr").read_bytes()
     other = tmp_path / "other"
-    other.mkdir()
-    for path in embedded.iterdir():
-        (other / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(embedded, other)
     write_embedded("depth", DepthNetwork(), folder=other)
     monkeypatch.setattr(tiny, "WEIGHTS_FOLDER", other)
     assert main(command) == 0
@@ -75,10 +74,10 @@ def test_other_embedded_depth_weights_make_the_depth_again(
 
 def test_a_named_file_takes_the_place_of_an_embedded_one(embedded, tmp_path):
     own = tmp_path / "mine.safetensors"
-    own.write_bytes((embedded / "strag.safetensors").read_bytes())
+    own.write_bytes((embedded / tiny.relative_path("strag")).read_bytes())
     choice = choose_models({"strag": own}, model="embedded")
     assert choice.files["strag"] == own
-    assert choice.files["fun-inp"] == embedded / "vism.safetensors"
+    assert choice.files["fun-inp"] == embedded / tiny.relative_path("vism")
     assert "Replaced by named files: strag." in choice.reason
     assert set(choose_models({}, model="embedded", complete=False).files) == {
         "strag", "motion-vae", "wan-vae", "text-encoder",
