@@ -1,0 +1,66 @@
+"""Group norm, and SiLU after it, on activations with channels last.
+
+On CUDA torch's own group norm wants channels first: it would copy activations there and back. The
+kernels of `group_norm_triton` take them as they lie, where triton can be used and no gradient is
+asked for.
+"""
+
+import logging
+import os
+import shutil
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_log = logging.getLogger(__name__)
+
+
+def group_norm(
+    values: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool
+) -> Tensor:
+    """Normalise each (N ... C) over all its places and the channels of a group.
+
+    Statistics are taken in float32 whatever the dtype.
+    """
+    if _fused(values, weight):
+        from . import group_norm_triton
+
+        return group_norm_triton.group_norm(values, groups, weight, bias, eps, silu)
+    return group_norm_plain(values, groups, weight, bias, eps, silu)
+
+
+def group_norm_plain(
+    values: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool
+) -> Tensor:
+    """See `group_norm`: with plain torch, for any device and for gradients."""
+    # Of four axes, so that torch keeps channels last where it can.
+    flat = values.flatten(1, -2).unsqueeze(2).permute(0, 3, 1, 2)  # N C L 1
+    normed = F.group_norm(flat, groups, weight, bias, eps)
+    normed = F.silu(normed) if silu else normed
+    return normed.permute(0, 2, 3, 1).reshape(values.shape)
+
+
+def _fused(values: Tensor, weight: Tensor) -> bool:
+    if not values.is_cuda or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
+        return False
+    if torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad):
+        return False
+    return _triton_available(values.device)
+
+
+@cache
+def _triton_available(device: torch.device) -> bool:
+    """Whether triton kernels run on a CUDA device; says so once."""
+    missing = None
+    if find_spec("triton") is None:
+        missing = "triton is not installed"
+    elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        missing = "triton needs a C compiler (cc, gcc, clang or CC) and there is none"
+    elif torch.cuda.get_device_capability(device) < (8, 0):
+        missing = "triton needs a GPU of compute capability 8.0 or later for bfloat16"
+    if missing:
+        _log.info("Group norms run on %s by plain torch, which is slower: %s.", device, missing)
+    return missing is None
