@@ -4,6 +4,7 @@ Networks are built without values, for `weights.load_into` to fill.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,8 @@ _HEAD_DIM = 128
 _KNOWN_DEPTHS = {5120: 40, 1536: 30}
 """Blocks of the published widths, so that a file without its last blocks is noticed."""
 _OMNIMAE_HEADS = {768: 12, 128: 4, 96: 3, 64: 2}
-"""Of ViT-B and of small ones, by width; it cannot be told from shapes."""
+"""Of ViT-B and of small ones, by width."""
+_WITHOUT_BUFFERS = (WeightKind.BYTE_TEXT, WeightKind.TINY_DEPTH)
 _UMT5_BUCKETS_DISTANCE = 128
 
 
@@ -34,13 +36,11 @@ def build_empty(kind: WeightKind, tensors: Stored) -> nn.Module | None:
     Raises:
         WeightsError: a tensor from which a size is read is missing.
     """
-    from accelerate import init_empty_weights
-
     builder = _BUILDERS.get(kind)
     if builder is None:
         return None
     try:
-        with init_empty_weights():
+        with _without_values(kind):
             module = builder(tensors)
     except KeyError as e:
         raise WeightsError(f"{kind.label} cannot be without the tensor {e}.") from e
@@ -48,6 +48,19 @@ def build_empty(kind: WeightKind, tensors: Stored) -> nn.Module | None:
     if callable(tie):
         tie()
     return module.eval()
+
+
+def _without_values(kind: WeightKind) -> AbstractContextManager[Any]:
+    if kind in _WITHOUT_BUFFERS:  # a ComfyUI host, which loads these too, has no accelerate
+        return torch.device("meta")
+    from accelerate import init_empty_weights
+
+    return init_empty_weights()  # unlike torch's own way, it leaves computed buffers as they are
+
+
+def omnimae_heads(dim: int) -> int:
+    """Return the attention heads of an OmniMAE encoder of a width: shapes do not tell."""
+    return _OMNIMAE_HEADS.get(dim, max(dim // 64, 1))
 
 
 def network_names(module: nn.Module, kind: WeightKind, tensors: Stored) -> dict[str, StoredTensor]:
@@ -103,7 +116,7 @@ def _strag(tensors: Stored) -> nn.Module:
         **_wan_config(tensors),
         perception_dim=dim,
         perception_depth=_count(tensors, "omnimae_extractor.trunk.blocks."),
-        perception_heads=_OMNIMAE_HEADS.get(dim, max(dim // 64, 1)),
+        perception_heads=omnimae_heads(dim),
         feature_dim=tensors["feature_adapter.0.weight"].shape[0],
     )
 
@@ -144,8 +157,8 @@ def _omnimae(tensors: Stored) -> nn.Module:
     from ..strag.omnimae import OmniMAE
 
     dim = tensors["trunk.norm.weight"].shape[0]
-    heads = _OMNIMAE_HEADS.get(dim, max(dim // 64, 1))
-    return OmniMAE(dim=dim, depth=_count(tensors, "trunk.blocks."), num_heads=heads)
+    depth = _count(tensors, "trunk.blocks.")
+    return OmniMAE(dim=dim, depth=depth, num_heads=omnimae_heads(dim))
 
 
 def _byte_text(tensors: Stored) -> nn.Module:

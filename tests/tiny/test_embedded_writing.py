@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -105,3 +108,25 @@ def test_networks_with_nan_or_too_many_values_are_not_written(tmp_path):
 def test_a_fold_of_an_unused_channel_is_refused(vae):
     with pytest.raises(ValueError, match="unused"):
         fold_statistics(vae, torch.zeros(16), torch.zeros(16))
+
+
+def test_text_and_depth_load_where_neither_accelerate_nor_diffusers_is(random_embedded):
+    # As inside a ComfyUI host, in a process of its own.
+    code = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("accelerate", "diffusers", "transformers"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from more4d_backend.depth import TinyDepth
+from more4d_backend.weights.model_loading import load_byte_text
+text, depth = sys.argv[1:]
+assert load_byte_text(text)(["left"]).dtype == torch.bfloat16
+assert TinyDepth.load(depth).predict(torch.rand(32, 48, 3)).valid.all()
+"""
+    paths = [str(random_embedded / relative_path(name)) for name in ("text_encoder", "depth")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True, timeout=120)
