@@ -237,8 +237,9 @@ def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _float32_parts(module: nn.Module) -> tuple[str, ...]:
+    parts = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    if not parts:
+        return ()
     from diffusers import ModelMixin
 
-    return tuple(getattr(module, "_keep_in_fp32_modules", None) or ()) * isinstance(
-        module, ModelMixin
-    )
+    return parts if isinstance(module, ModelMixin) else ()
