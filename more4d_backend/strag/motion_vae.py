@@ -44,6 +44,26 @@ class MotionLatentSettings:
     latent_std: tuple[float, ...] | None = None
     """See `latent_mean`; both or neither."""
 
+    def standardized(
+        self, wan_units: Float[Tensor, "batch channel latent_frame latent_height latent_width"]
+    ) -> Float[Tensor, "batch channel latent_frame latent_height latent_width"]:
+        """From latents as Wan standardises them to those of the transformer."""
+        mean, std = self._statistics(wan_units)
+        return (wan_units - mean) / std
+
+    def wan_units(
+        self, latent: Float[Tensor, "batch channel latent_frame latent_height latent_width"]
+    ) -> Float[Tensor, "batch channel latent_frame latent_height latent_width"]:
+        """Inverse of `standardized`."""
+        mean, std = self._statistics(latent)
+        return latent * std + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if self.latent_mean is None or self.latent_std is None:
+            return like.new_zeros(1), like.new_ones(1)
+        mean, std = like.new_tensor([self.latent_mean, self.latent_std]).view(2, 1, -1, 1, 1, 1)
+        return mean, std
+
 
 class EncoderAdapter(nn.Module):
     """Normalised motion to a video in [-1, 1] that the Wan VAE can encode."""
@@ -138,8 +158,7 @@ class MotionVAE(nn.Module):
     ) -> Float[Tensor, "batch channel latent_frame latent_height latent_width"]:
         """From the VAE's own units to those of the transformer, in float32."""
         mean, std = latent_statistics(self.vae, own_units.device)
-        motion_mean, motion_std = self._motion_statistics(own_units.device)
-        return ((own_units.float() - mean) / std - motion_mean) / motion_std
+        return self.settings.standardized((own_units.float() - mean) / std)
 
     def encode(
         self,
@@ -162,18 +181,9 @@ class MotionVAE(nn.Module):
         self, latent: Float[Tensor, "batch channel latent_frame latent_height latent_width"]
     ) -> Float[Tensor, "batch 3 frame height width"]:
         """Decode a latent to float32 normalised motion. Inverse of `encode`, but for loss."""
-        motion_mean, motion_std = self._motion_statistics(latent.device)
-        wan_units = latent.float() * motion_std + motion_mean
+        wan_units = self.settings.wan_units(latent.float())
         video = decode_video(self.vae, wan_units, clamp=self.settings.clamp_decoded)
         return self.decoder_prompt(video).float()
-
-    def _motion_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean, std = self.settings.latent_mean, self.settings.latent_std
-        if mean is None or std is None:
-            return torch.zeros(1, device=device), torch.ones(1, device=device)
-        statistics = torch.tensor([mean, std], dtype=torch.float32, device=device)
-        motion_mean, motion_std = statistics.view(2, 1, -1, 1, 1, 1)
-        return motion_mean, motion_std
 
 
 class _Stage(nn.Module):

@@ -1,0 +1,110 @@
+"""Nodes that fill the holes of a rendered video: 4D-ViSM on the host's samplers."""
+
+import logging
+
+from comfy_api.latest import io
+
+from ..more4d_backend.vism.conditioning import check_holes, condition_by, paste_back
+from ..more4d_backend.wan.fitting import extended_to_multiple
+from ..more4d_backend.wan.latents import PIXELS_PER_TOKEN, check_num_frames
+from .wan_inputs import (
+    check_vism,
+    conditioned,
+    empty_latent,
+    image_tokens,
+    raw_latent,
+    video_encoder,
+)
+
+_MASK_CHANNELS = 4
+
+_log = logging.getLogger(__name__)
+
+
+class More4DVismConditioning(io.ComfyNode):
+    """See the description."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="More4DVismConditioning",
+            display_name="ViSM Conditioning (More4D)",
+            category="More4D/fill holes",
+            description="Tell Wan2.1-Fun-InP with the 4D-ViSM LoRA what is known of a rendered "
+            "video and what is to be filled, pixel by pixel. Then KSampler and VAE Decode.",
+            search_aliases=["video inpaint", "fill holes", "4D-ViSM", "Fun InP mask"],
+            inputs=[
+                io.Model.Input("model", tooltip="Fun-InP with the ViSM LoRA (strength 0.55)."),
+                io.Conditioning.Input("positive", tooltip="What the scene shows."),
+                io.Conditioning.Input("negative", tooltip="Usually an empty text."),
+                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
+                io.Image.Input("rendered", tooltip="The rendered video, 4k + 1 frames; 49 is best."),
+                io.Mask.Input("holes", tooltip="Per pixel and frame: 1 (white) = to be filled."),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output", optional=True,
+                    tooltip="Of the picture that the scene came from. The released weights were "
+                    "sampled without: nothing gives zeros.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, negative, vae, rendered, holes, clip_vision_output=None):
+        check_vism(model)
+        encode = video_encoder(vae)
+        rendered, hole_mask = rendered[..., :3].clamp(0, 1), holes > 0.5
+        check_holes(rendered, hole_mask)
+        check_num_frames(len(rendered), "The number of rendered frames")
+        video, hole_mask = (
+            extended_to_multiple(part, PIXELS_PER_TOKEN) for part in (rendered, hole_mask)
+        )
+        condition = condition_by(encode, video, hole_mask)
+        values = {
+            # The host's mask says what to generate, the network's what is known.
+            "concat_mask": 1 - condition[:, :_MASK_CHANNELS],
+            "concat_latent_image": raw_latent(condition[:, _MASK_CHANNELS:]),
+            "clip_vision_output": image_tokens(clip_vision_output),
+        }
+        latent = empty_latent(*hole_mask.shape)
+        return io.NodeOutput(*conditioned(positive, negative, values), latent)
+
+
+class More4DPasteBack(io.ComfyNode):
+    """See the description."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="More4DPasteBack",
+            display_name="Paste Known Pixels (More4D)",
+            category="More4D/fill holes",
+            description="Put the rendered pixels back over the filled video, so that only the holes "
+            "are the model's. The seam fades over known pixels.",
+            search_aliases=["paste back", "composite holes", "blend seam"],
+            inputs=[
+                io.Image.Input("known", tooltip="The rendered video."),
+                io.Image.Input("filled", tooltip="The filled video, from VAE Decode."),
+                io.Mask.Input("holes", tooltip="Per pixel and frame: 1 (white) = was filled."),
+                io.Int.Input(
+                    "feather_px", default=8, min=0, max=256,
+                    tooltip="Width of the seam, in pixels; 0 is a hard edge.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, known, filled, holes, feather_px) -> io.NodeOutput:
+        known = known[..., :3]
+        height, width = known.shape[1:3]
+        # ViSM Conditioning extends sizes to multiples of 16; cut that off again.
+        filled = filled[:, :height, :width, :3].to(known)
+        return io.NodeOutput(paste_back(known, filled, holes > 0.5, feather_px))
+
+
+NODES: list[type[io.ComfyNode]] = [More4DVismConditioning, More4DPasteBack]

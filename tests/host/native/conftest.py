@@ -1,0 +1,91 @@
+"""A ComfyUI host in a process of its own, for tests that need none of its server.
+
+COMFYUI_PYTHON is the Python of a host's environment, COMFYUI_PATH its folder (or several, joined as
+in PATH: every test runs on each). COMFYUI_PINS may name, in the same order, folders of packages
+that a host needs in other versions; an empty entry is none.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+PACK = Path(__file__).parents[3]
+HERE = Path(__file__).parent
+
+
+class HostError(Exception):
+    """What was raised inside the host."""
+
+    def __init__(self, kind, message):
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+
+
+class Host:
+    """Calls functions of the modules in `inside`, in the host's own Python."""
+
+    def __init__(self, folder, pins, scratch):
+        self.name, self.scratch = folder.name, scratch
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment["PYTHONPATH"] = pins
+        self.log = (scratch / "host.log").open("w")
+        python = os.environ["COMFYUI_PYTHON"]
+        self.process = subprocess.Popen(
+            [python, str(HERE / "worker.py"), str(folder), str(PACK), str(scratch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+            cwd=scratch,
+        )
+        self._reply()
+
+    def call(self, function, **inputs):
+        """Call `module.function` with tensors, numbers, strings and containers of them."""
+        path = self.scratch / "call.pt"
+        torch.save(inputs, path)
+        request = json.dumps({"call": function, "inputs": str(path)})
+        print(request, file=self.process.stdin, flush=True)
+        reply = self._reply()
+        if "error" in reply:
+            raise HostError(reply["error"], reply["message"])
+        return torch.load(reply["outputs"], weights_only=True)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        self.log.close()
+
+    def _reply(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.flush()
+            tail = (self.scratch / "host.log").read_text()[-3000:]
+            raise RuntimeError(f"The host {self.name} died:\n{tail}")
+        return json.loads(line)
+
+
+def _hosts():
+    folders = [Path(p) for p in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if p]
+    pins = os.environ.get("COMFYUI_PINS", "").split(os.pathsep)
+    pins += [""] * (len(folders) - len(pins))
+    return [
+        pytest.param((folder, pin), id=folder.name)
+        for folder, pin in zip(folders, pins, strict=False)
+    ] or [pytest.param(None, id="no-host")]
+
+
+@pytest.fixture(scope="session", params=_hosts())
+def native_host(request, tmp_path_factory):
+    """One host after the other, each with the pack's models registered."""
+    if request.param is None or "COMFYUI_PYTHON" not in os.environ:
+        pytest.skip("COMFYUI_PYTHON and COMFYUI_PATH do not name a ComfyUI host")
+    folder, pins = request.param
+    host = Host(folder, pins, tmp_path_factory.mktemp("host"))
+    yield host
+    host.close()
