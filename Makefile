@@ -7,13 +7,27 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
 
+# The demo's own picture is a procedural scene that nothing was trained on. For another one:
+#     make demo IMAGE=photo.jpg PROMPT="the dog runs to the left" CAMERA="orbit-left dolly-in"
+IMAGE ?=
+PROMPT ?=
+CAMERA ?= orbit-left
+SEED ?= 900000028
+DEMO ?= out/demo
+export IMAGE PROMPT
+
 demo: $(VENV)/.headless
-	$(BIN)/python -m more4d_backend synthetic --seed 11 --output out/demo
-	$(BIN)/python -m more4d_backend render out/demo/photo.png \
-	    --depth out/demo/depth.png --intrinsics out/demo/intrinsics.npy \
-	    --camera orbit-left --camera dolly-zoom --num-frames 25 --amplitude 0.4 --output out/demo
-	$(BIN)/python -m more4d_backend info out/demo/scene.safetensors
-	@echo "Look at out/demo: orbit-left.mp4, dolly-zoom.mp4, contact-sheet.png, scene.safetensors"
+ifeq ($(strip $(IMAGE)),)
+	$(BIN)/python -m training.demo_picture $(DEMO) --seed $(SEED)
+	$(GENERATE) $(DEMO)/photo.png --prompt "$${PROMPT:-$$(cat $(DEMO)/caption.txt)}"
+else
+	@test -n "$$PROMPT" || { echo 'Say what moves, and where to: PROMPT="the dog runs left"'; exit 1; }
+	$(GENERATE) "$$IMAGE" --prompt "$$PROMPT"
+endif
+	@echo "Look at $(DEMO): $(CAMERA:%=%.mp4) contact-sheet.png scene.safetensors"
+
+GENERATE = $(BIN)/python -m more4d_backend generate --model embedded --device cpu \
+    $(CAMERA:%=--camera %) --amplitude 0.3 --output $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest -n auto
