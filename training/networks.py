@@ -1,7 +1,7 @@
 """The networks that a trainer begins with and those that it takes as given.
 
-In the size `tiny`, a network without a file gets random values from the run's seed: until the
-embedded weights exist, that is what the others are trained beside.
+In the size `tiny`, what is taken as given and not named is the embedded file. Where that is not
+wanted (`WeightFiles.from_scratch`) or not there, it gets random values from the run's seed.
 """
 
 import logging
@@ -14,13 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from more4d_backend import tiny
 from more4d_backend.strag.profile import OWN, RELEASED, StragWeightsProfile
 from more4d_backend.strag.sizes import STRAG_SIZES, VISM_SIZES
+from more4d_backend.tiny.text_encoder import ByteTextEncoder
 from more4d_backend.wan.text import TEXT_TOKENS, TextEncoder, UMT5TextEncoder, load_tokenizer
 from more4d_backend.weights import load_weights
 from more4d_backend.weights.files import open_weights
 from more4d_backend.weights.kinds import WeightKind, recognize
 from more4d_backend.weights.model_loading import (
+    load_byte_text,
     load_clip_vision,
     load_motion_vae,
     load_strag,
@@ -58,6 +61,9 @@ _DOWNLOADED = {
     "clip": "clip",
 }
 """Field of `WeightFiles` -> name that `download` knows it by."""
+
+_EMBEDDED = {"motion_vae": "motion_vae", "wan_vae": "wan_vae", "text_encoder": "text_encoder"}
+"""Field of `WeightFiles` -> name of the embedded file."""
 
 
 class RandomTextEncoder:
@@ -121,12 +127,17 @@ def motion_vae_to_train(config: MotionVaeConfig) -> "MotionVAE":
 
     latents = PROFILES[config.profile].latents
     if config.weights.motion_vae is not None:
-        model = load_motion_vae(config.weights.motion_vae, latents, dtype=torch.float32)
+        encoder = _file(config.weights, "wan_vae", config.size)
+        model = load_motion_vae(
+            config.weights.motion_vae, latents, encoder=encoder, dtype=torch.float32
+        )
     else:
         vae = rgb_vae(config.weights, config.size, seed=config.run.seed)
         with _seeded(config.run.seed, "adapters of the motion VAE"):
-            width = config.adapter_width
-            model = MotionVAE(vae, EncoderAdapter(width), DecoderAdapter(width), latents)
+            width, norm = config.adapter_width, config.adapter_norm
+            encoder = EncoderAdapter(width, normalize=norm)
+            decoder = DecoderAdapter(width, normalize=norm)
+            model = MotionVAE(vae, encoder, decoder, latents)
     model.requires_grad_(False)
     for part in (model.encoder_prompt, model.decoder_prompt, model.vae.decoder):
         part.requires_grad_(True)
@@ -144,16 +155,22 @@ def motion_vae(
     """Load the motion VAE, frozen.
 
     Raises:
-        SettingsError, WeightsError: no file, or not one of a motion VAE.
+        SettingsError, WeightsError: no file, not one of a motion VAE, or not for the RGB VAE.
     """
     path = _file(files, "motion_vae", size)
     if path is not None:
-        return _frozen(load_motion_vae(path, profile.latents, dtype=dtype))
+        if files.motion_vae is None and files.wan_vae is not None and size == "tiny":
+            raise SettingsError(
+                f"weights.wan_vae is {files.wan_vae}, and the embedded motion VAE was trained on "
+                "another encoder. Name weights.motion_vae too, or set weights.from_scratch."
+            )
+        encoder = _file(files, "wan_vae", size)
+        return _frozen(load_motion_vae(path, profile.latents, encoder=encoder, dtype=dtype))
     from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
 
     vae = rgb_vae(files, size, seed=seed, dtype=dtype)
     with _seeded(seed, "adapters of the motion VAE"):
-        adapters = EncoderAdapter(32), DecoderAdapter(32)
+        adapters = EncoderAdapter(32, normalize=False), DecoderAdapter(32, normalize=False)
     return _frozen(_cast(MotionVAE(vae, *adapters, profile.latents), dtype))
 
 
@@ -163,8 +180,10 @@ def text_encoder(
     """Load the text encoder, frozen.
 
     Raises:
-        SettingsError, WeightsError: no file, or not one of UMT5.
+        SettingsError, WeightsError: no file, or not one of a text encoder.
     """
+    if size == "tiny" and (path := _file(files, "text_encoder", size)) is not None:
+        return ByteTextEncoder(_frozen(load_byte_text(path, dtype=dtype)))
     path, tokenizer = _file(files, "umt5", size), _file(files, "umt5_tokenizer", size)
     if path is None or tokenizer is None:
         _log.warning("The text encoder has random values from seed %d", seed)
@@ -236,6 +255,8 @@ def vism_to_train(config: VismConfig) -> "WanTransformer3DModel":
     from more4d_backend.vism.lora import add_lora
 
     base = _base(config.weights, config.size, "fun-inp")
+    if base is None and config.mode == "lora" and not config.weights.from_scratch:
+        base = _embedded("vism")
     dtype = torch.float32 if config.mode == "full" else frozen_dtype(config.run.precision)
     if base is None:
         with _seeded(config.run.seed, "4D-ViSM transformer"):
@@ -265,12 +286,22 @@ def _base(files: WeightFiles, size: SizeName, downloaded: str) -> Path | None:
 
 def _file(files: WeightFiles, field: str, size: SizeName) -> Path | None:
     path: Path | None = getattr(files, field)
-    if path is not None or size == "tiny":
+    if path is not None:
         return path
+    if size == "tiny":
+        return None if files.from_scratch or field not in _EMBEDDED else _embedded(_EMBEDDED[field])
     from more4d_backend.generation import find_files
 
     name = _DOWNLOADED[field]
     return find_files({}, needed=(name,))[name]
+
+
+def _embedded(name: str) -> Path | None:
+    path = tiny.WEIGHTS_FOLDER / tiny.relative_path(name)
+    if not path.is_file():
+        return None
+    _log.info("Taken as given: the embedded %s", path)
+    return path
 
 
 def _frozen(module: _Module) -> _Module:

@@ -30,8 +30,8 @@ _TINY_SIZE = SampleSize(num_frames=49, height=128, width=176)
 class WeightFiles:
     """Files of the networks that a trainer begins with or takes as given.
 
-    None stands for what `python -m more4d_backend download` fetched, and in the tiny size for a
-    network with random values from the run's seed.
+    None stands for what `python -m more4d_backend download` fetched, and in the tiny size for the
+    embedded file; `base` stands there for a new network, but for a LoRA.
     """
 
     base: Path | None = None
@@ -54,6 +54,12 @@ class WeightFiles:
 
     clip: Path | None = None
     """Image encoder, for sizes with image tokens."""
+
+    text_encoder: Path | None = None
+    """The text encoder that reads bytes, for the tiny size, in place of UMT5."""
+
+    from_scratch: bool = False
+    """Use no embedded file: a tiny network that is not named has random values from the seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +107,9 @@ class MotionVaeConfig:
 
     adapter_width: int = 128
     """Channels inside the adapters."""
+
+    adapter_norm: bool = True
+    """Group norms in the adapters, as released; narrow ones do better without."""
 
     decoder_learning_rate: float = 0.1
     """Of the VAE's decoder, relative to the adapters'."""
@@ -245,6 +254,7 @@ def motion_vae_tiny(data: Path, output: Path) -> MotionVaeConfig:
         profile="own",
         size="tiny",
         adapter_width=32,
+        adapter_norm=False,
         decoder_learning_rate=1.0,
         squared_steps=2000,
     )

@@ -68,11 +68,14 @@ class MotionLatentSettings:
 class EncoderAdapter(nn.Module):
     """Normalised motion to a video in [-1, 1] that the Wan VAE can encode."""
 
-    def __init__(self, width: int = RELEASED_ADAPTER_WIDTH, operations: Any = nn) -> None:
+    def __init__(
+        self, width: int = RELEASED_ADAPTER_WIDTH, operations: Any = nn, *, normalize: bool = True
+    ) -> None:
+        """Make an adapter; without `normalize` it has no group norms. See `_norm`."""
         super().__init__()
         self.conv_in = operations.Conv2d(3, width, 3, padding=1)
-        self.down = nn.ModuleList([_Stage(width, 1, operations)])
-        self.norm_out = _group_norm(width, operations)
+        self.down = nn.ModuleList([_Stage(width, 1, operations, normalize)])
+        self.norm_out = _norm(width, operations, normalize)
         self.conv_out = operations.Conv2d(width, 3, 3, padding=1)
         # Close to the bare tanh of the reference's zero, but not zero: from zero no gradient
         # would reach the layers before this one.
@@ -100,11 +103,14 @@ class EncoderAdapter(nn.Module):
 class DecoderAdapter(nn.Module):
     """What the Wan VAE decoded to normalised motion."""
 
-    def __init__(self, width: int = RELEASED_ADAPTER_WIDTH, operations: Any = nn) -> None:
+    def __init__(
+        self, width: int = RELEASED_ADAPTER_WIDTH, operations: Any = nn, *, normalize: bool = True
+    ) -> None:
+        """Make an adapter; without `normalize` it has no group norms. See `_norm`."""
         super().__init__()
         self.conv_in = operations.Conv2d(3, width, 3, padding=1)
-        self.up = nn.ModuleList([_Stage(width, 2, operations)])
-        self.norm_out = _group_norm(width, operations)
+        self.up = nn.ModuleList([_Stage(width, 2, operations, normalize)])
+        self.norm_out = _norm(width, operations, normalize)
         self.conv_out = operations.Conv2d(width, 3, 3, padding=1)
 
     def forward(
@@ -187,9 +193,9 @@ class MotionVAE(nn.Module):
 
 
 class _Stage(nn.Module):
-    def __init__(self, width: int, num_blocks: int, operations: Any) -> None:
+    def __init__(self, width: int, num_blocks: int, operations: Any, normalize: bool) -> None:
         super().__init__()
-        blocks = [_ResidualBlock(width, operations) for _ in range(num_blocks)]
+        blocks = [_ResidualBlock(width, operations, normalize) for _ in range(num_blocks)]
         self.block = nn.ModuleList(blocks)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -199,11 +205,11 @@ class _Stage(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    def __init__(self, width: int, operations: Any) -> None:
+    def __init__(self, width: int, operations: Any, normalize: bool) -> None:
         super().__init__()
-        self.norm1 = _group_norm(width, operations)
+        self.norm1 = _norm(width, operations, normalize)
         self.conv1 = operations.Conv2d(width, width, 3, padding=1)
-        self.norm2 = _group_norm(width, operations)
+        self.norm2 = _norm(width, operations, normalize)
         self.conv2 = operations.Conv2d(width, width, 3, padding=1)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -211,7 +217,11 @@ class _ResidualBlock(nn.Module):
         return hidden + self.conv2(silu(self.norm2(inner)))
 
 
-def _group_norm(width: int, operations: Any) -> nn.GroupNorm:
+def _norm(width: int, operations: Any, normalize: bool) -> nn.Module:
+    # A group norm of few channels divides a frame by the size of its own motion, which the layers
+    # after it must then guess: narrow adapters do better without.
+    if not normalize:
+        return nn.Identity()
     return operations.GroupNorm(min(32, width), width, eps=1e-6)
 
 
