@@ -4,6 +4,7 @@ FFmpeg hides damage by inventing pixels, unless it is told otherwise at every st
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,32 +48,61 @@ def decode_video(
     """Decode (frames, fps), turned upright: RGB (height width 3), or grey (height width).
 
     Raises:
-        FileFormatError: no video, damaged, truncated, or more than `LIMIT_BYTES`.
+        FileFormatError: no video, damaged, truncated, of changing size, or more than
+            `LIMIT_BYTES`.
     """
-    import av
-
-    if max_frames is not None and max_frames < 1:
-        raise ValueError(f"max_frames is {max_frames}; expected at least 1.")
+    stream = VideoPictures(path, max_frames, grey=grey)
     frames: list[np.ndarray] = []
-    with (
-        Path(path).open("rb") as file,
-        decoding(path, _EXPECTED),
-        av.open(file, "r", options={"format_whitelist": _DEMUXERS}) as container,
-    ):
-        stream = next(iter(container.streams.video), None)
-        if stream is None:
-            raise ValueError("it has no video stream")
-        colors = _Colors()
-        convert = colors.to_grey if grey else colors.to_rgb
-        clock = _Clock(container=container, stream=stream)
-        for picture in _pictures(clock):
-            frames.append(np.rot90(convert(picture), round(picture.rotation / 90)))
+    for picture in stream:
+        frames.append(picture)
+        with decoding(path, _EXPECTED):
             _refuse_odd_frame(frames)
-            if len(frames) == max_frames:
-                break
-        else:
-            clock.refuse_early_end()
-        return frames, clock.fps(len(frames))
+    return frames, stream.fps
+
+
+class VideoPictures:
+    """The pictures of a video file, decoded one by one; each loop over it starts again."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], max_frames: int | None = None, *, grey: bool = False
+    ) -> None:
+        """Name a file; it is opened by the loop.
+
+        Raises:
+            ValueError: `max_frames` is below 1.
+        """
+        if max_frames is not None and max_frames < 1:
+            raise ValueError(f"max_frames is {max_frames}; expected at least 1.")
+        self.path, self.max_frames, self.grey = path, max_frames, grey
+        self.fps = math.nan
+        """Average rate; known once a loop has come to its end."""
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "..."]]:
+        """Yield pictures, turned upright: RGB (height width 3), or grey. Sizes may change.
+
+        Raises:
+            FileFormatError: no video, damaged or truncated.
+        """
+        import av
+
+        with (
+            Path(self.path).open("rb") as file,
+            decoding(self.path, _EXPECTED),
+            av.open(file, "r", options={"format_whitelist": _DEMUXERS}) as container,
+        ):
+            stream = next(iter(container.streams.video), None)
+            if stream is None:
+                raise ValueError("it has no video stream")
+            colors = _Colors()
+            convert = colors.to_grey if self.grey else colors.to_rgb
+            clock = _Clock(container=container, stream=stream)
+            for number, picture in enumerate(_pictures(clock), start=1):
+                yield np.rot90(convert(picture), round(picture.rotation / 90))
+                if number == self.max_frames:
+                    break
+            else:
+                clock.refuse_early_end()
+            self.fps = clock.fps(len(clock.starts))
 
 
 def _pictures(clock: "_Clock") -> Iterator["VideoFrame"]:
