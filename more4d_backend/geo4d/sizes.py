@@ -110,7 +110,7 @@ GEO4D_SIZES: dict[str, Geo4DSize] = {
             norm_groups=8,
             dropout=0.0,
         ),
-        vae=VAESize(channels=16, channel_mult=(1, 2, 4, 4), num_res_blocks=1, norm_groups=8),
+        vae=VAESize(channels=16, channel_mult=(1, 2, 3, 3), num_res_blocks=1, norm_groups=8),
     ),
     # For tests: a window of four frames in a second on one core.
     "toy": Geo4DSize(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .files import StoredTensor, WeightsError
+from .keys import num_blocks
 from .kinds import WeightKind
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ _KNOWN_DEPTHS = {5120: 40, 1536: 30}
 """Blocks of the published widths, so that a file without its last blocks is noticed."""
 _OMNIMAE_HEADS = {768: 12, 128: 4, 96: 3, 64: 2}
 """Of ViT-B and of small ones, by width."""
-_WITHOUT_BUFFERS = (WeightKind.BYTE_TEXT, WeightKind.TINY_DEPTH)
+_WITHOUT_BUFFERS = (
+    WeightKind.BYTE_TEXT,
+    WeightKind.TINY_DEPTH,
+    WeightKind.GEO4D,
+    WeightKind.GEO4D_CHECKPOINT,
+    WeightKind.GEO4D_VAE,
+)
 _UMT5_BUCKETS_DISTANCE = 128
 
 
@@ -85,7 +92,7 @@ def _wan_config(tensors: Stored) -> dict[str, Any]:
         "text_dim": tensors["condition_embedder.text_embedder.linear_1.weight"].shape[1],
         "freq_dim": tensors["condition_embedder.time_embedder.linear_1.weight"].shape[1],
         "ffn_dim": tensors["blocks.0.ffn.net.0.proj.weight"].shape[0],
-        "num_layers": _KNOWN_DEPTHS.get(dim) or _count(tensors, "blocks."),
+        "num_layers": _KNOWN_DEPTHS.get(dim) or num_blocks(tensors, "blocks."),
         "image_dim": image.shape[0] if image is not None else None,
         "added_kv_proj_dim": dim if image is not None else None,
         "pos_embed_seq_len": positions.shape[1] if positions is not None else None,
@@ -115,7 +122,7 @@ def _strag(tensors: Stored) -> nn.Module:
     return StragTransformer(
         **_wan_config(tensors),
         perception_dim=dim,
-        perception_depth=_count(tensors, "omnimae_extractor.trunk.blocks."),
+        perception_depth=num_blocks(tensors, "omnimae_extractor.trunk.blocks."),
         perception_heads=omnimae_heads(dim),
         feature_dim=tensors["feature_adapter.0.weight"].shape[0],
     )
@@ -135,8 +142,14 @@ def _motion_vae(tensors: Stored) -> nn.Module:
 
     return MotionVAE(
         _wan_vae(tensors, "vae."),
-        EncoderAdapter(tensors["encoder_prompt.conv_in.weight"].shape[0]),
-        DecoderAdapter(tensors["decoder_prompt.conv_in.weight"].shape[0]),
+        EncoderAdapter(
+            tensors["encoder_prompt.conv_in.weight"].shape[0],
+            normalize="encoder_prompt.norm_out.weight" in tensors,
+        ),
+        DecoderAdapter(
+            tensors["decoder_prompt.conv_in.weight"].shape[0],
+            normalize="decoder_prompt.norm_out.weight" in tensors,
+        ),
         MotionLatentSettings(clamp_decoded=True),
     )
 
@@ -144,20 +157,24 @@ def _motion_vae(tensors: Stored) -> nn.Module:
 def _encoder_adapter(tensors: Stored) -> nn.Module:
     from ..strag.motion_vae import EncoderAdapter
 
-    return EncoderAdapter(tensors["conv_in.weight"].shape[0])
+    return EncoderAdapter(
+        tensors["conv_in.weight"].shape[0], normalize="norm_out.weight" in tensors
+    )
 
 
 def _decoder_adapter(tensors: Stored) -> nn.Module:
     from ..strag.motion_vae import DecoderAdapter
 
-    return DecoderAdapter(tensors["conv_in.weight"].shape[0])
+    return DecoderAdapter(
+        tensors["conv_in.weight"].shape[0], normalize="norm_out.weight" in tensors
+    )
 
 
 def _omnimae(tensors: Stored) -> nn.Module:
     from ..strag.omnimae import OmniMAE
 
     dim = tensors["trunk.norm.weight"].shape[0]
-    depth = _count(tensors, "trunk.blocks.")
+    depth = num_blocks(tensors, "trunk.blocks.")
     return OmniMAE(dim=dim, depth=depth, num_heads=omnimae_heads(dim))
 
 
@@ -168,8 +185,8 @@ def _byte_text(tensors: Stored) -> nn.Module:
     return ByteTextModel(
         ByteTextSize(
             width=channels,
-            num_convolutions=_count(tensors, "convolutions."),
-            num_layers=_count(tensors, "layers."),
+            num_convolutions=num_blocks(tensors, "convolutions."),
+            num_layers=num_blocks(tensors, "layers."),
             num_heads=tensors["layers.0.distance.weight"].shape[1],
             text_dim=width,
         )
@@ -179,13 +196,13 @@ def _byte_text(tensors: Stored) -> nn.Module:
 def _depth_network(tensors: Stored) -> nn.Module:
     from ..tiny.depth_network import DepthNetwork, DepthNetworkSize
 
-    num_stages = _count(tensors, "stages.")
+    num_stages = num_blocks(tensors, "stages.")
     widths = [tensors[f"down.{i}.weight"].shape for i in range(num_stages)]
     return DepthNetwork(
         DepthNetworkSize(
             widths=(*(shape[1] for shape in widths), widths[-1][0]),
-            num_blocks=tuple(_count(tensors, f"stages.{i}.") for i in range(num_stages)),
-            num_layers=_count(tensors, "layers."),
+            num_blocks=tuple(num_blocks(tensors, f"stages.{i}.") for i in range(num_stages)),
+            num_layers=num_blocks(tensors, "layers."),
         )
     )
 
@@ -202,7 +219,7 @@ def _umt5(tensors: Stored) -> nn.Module:
             d_model=dim,
             d_kv=tensors[f"{attention}.q.weight"].shape[0] // heads,
             d_ff=tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0],
-            num_layers={4096: 24}.get(dim) or _count(tensors, "encoder.block."),
+            num_layers={4096: 24}.get(dim) or num_blocks(tensors, "encoder.block."),
             num_heads=heads,
             relative_attention_num_buckets=buckets,
             relative_attention_max_distance=_UMT5_BUCKETS_DISTANCE,
@@ -223,7 +240,7 @@ def _clip_vision(tensors: Stored) -> nn.Module:
             hidden_size=dim,
             intermediate_size=tensors[f"{layers}0.mlp.fc1.weight"].shape[0],
             projection_dim=1024,
-            num_hidden_layers={1280: 32}.get(dim) or _count(tensors, layers),
+            num_hidden_layers={1280: 32}.get(dim) or num_blocks(tensors, layers),
             # ViT-H/14 has 16 heads of 80; smaller ones have heads of 64.
             num_attention_heads=16 if dim == 1280 else max(dim // 64, 1),
             image_size=int((positions - 1) ** 0.5) * patch,
@@ -233,11 +250,23 @@ def _clip_vision(tensors: Stored) -> nn.Module:
     )
 
 
-def _count(tensors: Stored, prefix: str) -> int:
-    """Number of blocks: one more than the largest index after `prefix`."""
-    rest = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
-    indices = [int(i) for name in rest if (i := name.split(".")[0]).isdecimal()]
-    return max(indices, default=-1) + 1
+def _geo4d(tensors: Stored) -> nn.Module:
+    from ..geo4d.model import Geo4DNetworks
+    from .geo4d import size_from_shapes
+
+    return Geo4DNetworks(size_from_shapes(tensors))
+
+
+def _geo4d_checkpoint(tensors: Stored) -> nn.Module:
+    from .geo4d_checkpoint import released_checkpoint
+
+    return released_checkpoint(tensors)
+
+
+def _geo4d_vae(tensors: Stored) -> nn.Module:
+    from .geo4d_checkpoint import released_vae
+
+    return released_vae(tensors)
 
 
 _BUILDERS: dict[WeightKind, Callable[[Stored], nn.Module]] = {
@@ -254,4 +283,7 @@ _BUILDERS: dict[WeightKind, Callable[[Stored], nn.Module]] = {
     WeightKind.TINY_DEPTH: _depth_network,
     WeightKind.UMT5: _umt5,
     WeightKind.CLIP_VISION: _clip_vision,
+    WeightKind.GEO4D: _geo4d,
+    WeightKind.GEO4D_CHECKPOINT: _geo4d_checkpoint,
+    WeightKind.GEO4D_VAE: _geo4d_vae,
 }

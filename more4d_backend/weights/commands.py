@@ -119,8 +119,9 @@ def convert_file(
     """Write a weight file anew: as safetensors, under the names wanted, in the dtype wanted.
 
     `names` None: transformers' names for UMT5 and CLIP, original names for everything else.
-    A folder with `vae`, `encoder_prompt` and `decoder_prompt` becomes one motion-VAE file. Needs
-    host memory for the whole file. Returns the report on the new file.
+    A folder with `vae`, `encoder_prompt` and `decoder_prompt` becomes one motion-VAE file, one with
+    Geo4D's two checkpoints our Geo4D file (in bfloat16 where `dtype` is None). Needs host memory
+    for the whole file. Returns the report on the new file.
 
     Raises:
         WeightsError: the source is not known, damaged, or does not fit its network.
@@ -139,13 +140,19 @@ def convert_file(
     library = found.kind in _LIBRARY_NAMES_BY_DEFAULT if names is None else names == "diffusers"
     if not library:
         tensors = to_original(found.kind, tensors)
-    metadata = {**file.metadata, "format": "pt", "more4d_kind": found.kind.value}
+    kind, sizes = found.kind, {}
+    if kind is WeightKind.GEO4D_CHECKPOINT:
+        from .geo4d_checkpoint import converted
+
+        tensors, sizes = converted(file, tensors)
+        kind, dtype = WeightKind.GEO4D, dtype or torch.bfloat16
+    metadata = {**file.metadata, **sizes, "format": "pt", "more4d_kind": kind.value}
     with replacing(target) as temporary:
         try:
             save_file(_read(tensors, dtype), temporary, metadata=metadata)
         except (SafetensorError, OSError) as e:
             raise OutputError(f"{target} could not be written: {e}. Is the disk full?") from e
-    _log.info("%s: %s, %d tensors.", target, found.kind.label, len(tensors))
+    _log.info("%s: %s, %d tensors.", target, kind.label, len(tensors))
     return check_file(target)
 
 
@@ -153,8 +160,7 @@ _NOT_CONVERTED = (
     WeightKind.UNKNOWN,
     WeightKind.SCENE,
     WeightKind.OTHER_LORA,
-    WeightKind.GEO4D,
-    WeightKind.GEO4D_VAE,
+    WeightKind.GEO4D_VAE,  # alone; together with its checkpoint it is converted
 )
 
 

@@ -51,12 +51,18 @@ OMNIMAE_PREFIX = "omnimae_extractor."
 
 
 def open_model(path: str | os.PathLike[str]) -> WeightFile:
-    """Read names and shapes of a weight file, or of the released motion VAE's folder as one file.
+    """Read names and shapes of a weight file, or of the files of one released model as one file.
+
+    These are the motion VAE's folder, and Geo4D's two checkpoints in a folder of their own.
 
     Raises:
         WeightsError: see `open_weights`; or a part of the motion VAE is missing or another kind.
     """
+    from .geo4d_checkpoint import geo4d_pair
+
     path = Path(path)
+    if (pair := geo4d_pair(path)) is not None:
+        return pair
     if not (path / "encoder_prompt").is_dir():
         return open_weights(path)
     tensors: dict[str, StoredTensor] = {}
@@ -90,6 +96,10 @@ def to_library(found: Recognized, tensors: Mapping[str, StoredTensor]) -> dict[s
         tensors = without_omnimae_training_parts(tensors, "")
     if found.kind is WeightKind.UMT5:
         tensors = _one_umt5_embedding(tensors)
+    if found.kind is WeightKind.GEO4D_CHECKPOINT:
+        from .geo4d_checkpoint import current_names
+
+        tensors = current_names(tensors)
     if found.names == "diffusers":
         return _current_clip_names(tensors) if found.kind is WeightKind.CLIP_VISION else tensors
     if found.kind is WeightKind.CLIP_VISION:

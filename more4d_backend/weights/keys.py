@@ -6,7 +6,7 @@ one direction does the other undoes.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from .files import StoredTensor, WeightsError
 
@@ -164,3 +164,10 @@ def renamed(
             raise WeightsError(f"Two names become {new}; one of them is {name}.")
         result[new] = tensor
     return result
+
+
+def num_blocks(names: Iterable[str], prefix: str) -> int:
+    """Return the number of blocks under a prefix: one more than the largest index after it."""
+    rest = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    indices = [int(i) for name in rest if (i := name.split(".")[0]).isdecimal()]
+    return max(indices, default=-1) + 1

@@ -31,6 +31,7 @@ class WeightKind(StrEnum):
     BYTE_TEXT = "byte-text"
     TINY_DEPTH = "tiny-depth"
     GEO4D = "geo4d"
+    GEO4D_CHECKPOINT = "geo4d-checkpoint"
     GEO4D_VAE = "geo4d-vae"
     SCENE = "scene"
     UNKNOWN = "unknown"
@@ -58,8 +59,9 @@ _LABELS = {
     WeightKind.OMNIMAE: "the OmniMAE image features",
     WeightKind.BYTE_TEXT: "the embedded text encoder, which reads bytes",
     WeightKind.TINY_DEPTH: "the embedded depth network",
-    WeightKind.GEO4D: "a Geo4D checkpoint",
-    WeightKind.GEO4D_VAE: "the Geo4D VAE",
+    WeightKind.GEO4D: "the Geo4D networks in one file (converted or trained)",
+    WeightKind.GEO4D_CHECKPOINT: "a released Geo4D checkpoint (model.ckpt)",
+    WeightKind.GEO4D_VAE: "a released Geo4D VAE (vae.ckpt)",
     WeightKind.SCENE: "a scene, not a model",
     WeightKind.UNKNOWN: "unknown",
 }
@@ -99,6 +101,15 @@ _ADAPTERS = ("encoder_prompt.conv_in.weight", "decoder_prompt.conv_in.weight")
 _RULES: tuple[tuple[WeightKind, Names, tuple[str, ...]], ...] = (
     (
         WeightKind.GEO4D,
+        "original",
+        (
+            "unet.input_blocks.0.0.weight",
+            "vae.encoder.conv_in.weight",
+            "vae.point_decoder.decoder_adaptor.conv_out.weight",
+        ),
+    ),
+    (
+        WeightKind.GEO4D_CHECKPOINT,
         "original",
         (
             "model.diffusion_model.input_blocks.0.0.weight",
