@@ -170,3 +170,49 @@ def point_maps_scene():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_embedded(tmp_path_factory) -> Path:
+    """Folder of all embedded files, of the true layout but with random values.
+
+    For tests that must not depend on what was trained.
+    """
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+    from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
+    from more4d_backend.strag.profile import OWN
+    from more4d_backend.strag.sizes import STRAG_SIZES, VISM_SIZES
+    from more4d_backend.strag.transformer import StragTransformer
+    from more4d_backend.tiny.depth_network import DepthNetwork
+    from more4d_backend.tiny.text_encoder import ByteTextModel
+    from more4d_backend.tiny.writing import write_embedded
+    from more4d_backend.vism.lora import add_lora
+
+    folder = tmp_path_factory.mktemp("embedded")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKLWan(base_dim=16)
+        adapters = EncoderAdapter(32, normalize=False), DecoderAdapter(32, normalize=False)
+        vism = WanTransformer3DModel(**VISM_SIZES["tiny"].config())
+        networks = {
+            "wan_vae": vae,
+            "motion_vae": MotionVAE(vae, *adapters, OWN.latents),
+            "strag": StragTransformer(**STRAG_SIZES["tiny"].config()),
+            "vism": vism,
+            "depth": DepthNetwork(),
+            "text_encoder": ByteTextModel(),
+        }
+        for name, parameter in networks["strag"].named_parameters():
+            if name.endswith(".gate"):  # almost zero in a new network: guidance would not be seen
+                torch.nn.init.normal_(parameter, std=0.5)
+        for name, network in networks.items():
+            write_embedded(name, network, folder=folder)
+        add_lora(vism, rank=16, alpha=16.0)
+        for name, parameter in vism.named_parameters():
+            if "lora_B" in name:  # zero in a new LoRA
+                torch.nn.init.normal_(parameter, std=0.1)
+        write_embedded("vism_lora", vism, folder=folder)
+    return folder

@@ -132,6 +132,7 @@ def small(small_data, tmp_path) -> Callable:
         size = SampleSize(num_frames=5, height=32, width=32)
         return replace(
             config,
+            weights=replace(config.weights, from_scratch=True),
             run=replace(config.run, num_steps=num_steps, **(settings | run)),
             data=replace(config.data, size=size, num_workers=0, num_validation_samples=2),
             optimizer=replace(config.optimizer, warmup_steps=5, learning_rate=1e-3),

@@ -42,7 +42,7 @@ def test_random_networks_are_those_of_their_seed_and_leave_the_random_state_alon
 
 
 def test_networks_taken_as_given_are_frozen():
-    files, seed = WeightFiles(), 0
+    files, seed = WeightFiles(from_scratch=True), 0
     for module in (
         networks.rgb_vae(files, "tiny", seed=seed),
         networks.motion_vae(files, "tiny", OWN, seed=seed),
@@ -54,8 +54,9 @@ def test_networks_taken_as_given_are_frozen():
 
 
 def test_the_motion_vae_and_the_rgb_vae_of_one_seed_share_their_encoder():
-    rgb = networks.rgb_vae(WeightFiles(), "tiny", seed=3).state_dict()
-    motion = networks.motion_vae(WeightFiles(), "tiny", OWN, seed=3).vae.state_dict()
+    files = WeightFiles(from_scratch=True)
+    rgb = networks.rgb_vae(files, "tiny", seed=3).state_dict()
+    motion = networks.motion_vae(files, "tiny", OWN, seed=3).vae.state_dict()
     assert all(torch.equal(rgb[name], motion[name]) for name in rgb)
 
 
@@ -79,7 +80,8 @@ def test_what_learns_in_each_network():
 
 
 def test_a_lora_is_float32_on_a_base_in_bfloat16():
-    model = networks.vism_to_train(vism_tiny_lora(*HERE))
+    config = vism_tiny_lora(*HERE)
+    model = networks.vism_to_train(replace(config, weights=WeightFiles(from_scratch=True)))
     for name, parameter in model.named_parameters():
         expected = torch.float32 if "lora_" in name else torch.bfloat16
         assert parameter.dtype == expected, name
@@ -103,6 +105,41 @@ def test_a_full_size_without_weights_says_how_to_get_them(make, config, needed, 
     )
     with pytest.raises(WeightsError, match=f"python -m more4d_backend download {needed}"):
         make(config)
+
+
+@pytest.fixture
+def embedded(random_embedded, monkeypatch) -> Path:
+    """Folder of embedded files with random values, in place of the trained ones."""
+    monkeypatch.setattr("more4d_backend.tiny.WEIGHTS_FOLDER", random_embedded)
+    return random_embedded
+
+
+def test_what_the_tiny_size_takes_as_given_is_embedded_unless_it_is_named(embedded, tmp_path):
+    from more4d_backend.tiny import relative_path
+    from more4d_backend.tiny.text_encoder import ByteTextEncoder
+    from more4d_backend.weights.model_loading import load_wan_transformer, load_wan_vae
+
+    vae = networks.rgb_vae(WeightFiles(), "tiny", seed=0)
+    stored = load_wan_vae(embedded / relative_path("wan_vae")).state_dict()
+    assert all(torch.equal(t.bfloat16(), stored[n]) for n, t in vae.state_dict().items())
+    motion = networks.motion_vae(WeightFiles(), "tiny", OWN, seed=0)
+    assert torch.equal(motion.vae.encoder.conv_in.weight, vae.encoder.conv_in.weight)
+    text = networks.text_encoder(WeightFiles(), "tiny", seed=0)
+    assert isinstance(text, ByteTextEncoder)
+    lora = networks.vism_to_train(vism_tiny_lora(*HERE)).state_dict()
+    base = load_wan_transformer(embedded / relative_path("vism")).state_dict()
+    name = "blocks.0.attn1.to_q"
+    assert torch.equal(lora[f"{name}.base_layer.weight"], base[f"{name}.weight"])
+    scratch = WeightFiles(from_scratch=True)
+    new = networks.rgb_vae(scratch, "tiny", seed=0)
+    assert not torch.equal(new.encoder.conv_in.weight, vae.encoder.conv_in.weight)
+    assert not isinstance(networks.text_encoder(scratch, "tiny", seed=0), ByteTextEncoder)
+
+
+def test_an_embedded_motion_vae_is_not_put_on_another_encoder(embedded, tmp_path):
+    other = WeightFiles(wan_vae=tmp_path / "mine.safetensors")
+    with pytest.raises(SettingsError, match=r"Name weights\.motion_vae too"):
+        networks.motion_vae(other, "tiny", OWN, seed=0)
 
 
 @pytest.mark.parametrize("load", [networks.rgb_vae, networks.text_encoder])
