@@ -123,8 +123,11 @@ def _vae_with_adapters(
         ("decoder_prompt", DecoderAdapter),
     ):
         parts = {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(name)}
-        width = parts["conv_in.weight"].shape[0]
-        adapter: nn.Module = adapter_class(width, operations=comfy.ops.disable_weight_init)
+        adapter: nn.Module = adapter_class(
+            parts["conv_in.weight"].shape[0],
+            operations=comfy.ops.disable_weight_init,
+            normalize="norm_out.weight" in parts,
+        )
         load_into(adapter, parts, source=str(path))
         setattr(network, name, adapter.eval().requires_grad_(False).to(vae.vae_dtype))
     comfy.model_management.archive_model_dtypes(network)

@@ -8,6 +8,7 @@ that a host needs in other versions; an empty entry is none.
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,54 @@ def native_host(request, tmp_path_factory):
     host = Host(folder, pins, tmp_path_factory.mktemp("host"))
     yield host
     host.close()
+
+
+TOY = {"text_tokens": 512, "text_dim": 4096, "image_dim": 1280}
+
+
+@pytest.fixture(scope="session")
+def toy_networks():
+    """`toy_networks(image_tokens)`: small random networks of the layout that the host detects."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
+    from more4d_backend.strag.profile import OWN
+    from more4d_backend.strag.sizes import PerceptionSize, StragSize, WanSize
+    from more4d_backend.strag.transformer import StragTransformer
+
+    def make(image_tokens: bool):
+        torch.manual_seed(0)
+        image_dim = TOY["image_dim"] if image_tokens else None
+        wan = WanSize(in_channels=64, num_layers=2, num_heads=1, ffn_dim=96, image_dim=image_dim)
+        perception = PerceptionSize(dim=64, depth=2, num_heads=2, feature_dim=32)
+        strag = StragTransformer(**StragSize(wan=wan, perception=perception).config())
+        for name, parameter in strag.named_parameters():
+            if name.endswith(".gate"):
+                torch.nn.init.normal_(parameter, std=4.0)
+        inner, rgb = AutoencoderKLWan(base_dim=8), AutoencoderKLWan(base_dim=8)
+        adapters = EncoderAdapter(8), DecoderAdapter(8)
+        return {
+            "strag": strag.eval(),
+            "wan-vae": rgb.eval(),
+            "motion-vae": MotionVAE(inner, *adapters, OWN.latents).eval(),
+            "fun-inp": WanTransformer3DModel(**replace(wan, in_channels=36).config()).eval(),
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_original():
+    """`write_original(path, kind, module)`: a file under original names, as users have it."""
+    from safetensors.torch import save_file
+
+    from more4d_backend.weights.conversion import to_original
+    from more4d_backend.weights.files import stored
+
+    def write(path, kind, module, metadata=None):
+        tensors = to_original(kind, stored(module.state_dict()))
+        values = {name: t.read().detach().clone().contiguous() for name, t in tensors.items()}
+        save_file(values, path, metadata=metadata)
+        return str(path)
+
+    return write

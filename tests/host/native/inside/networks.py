@@ -1,48 +1,89 @@
 """The networks themselves, as the host loads them."""
 
-import comfy.model_sampling
+import comfy.lora
+import comfy.model_management
 import comfy.samplers
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from hosted import load_model
-from more4d_pack.nodes.wan_model import StragModel, STraG
+from more4d_pack.nodes.wan_model import STraG
 
 
 def about(path):
     """How the host knows a file."""
     model = load_model(path)
     network = model.model.diffusion_model
-    parameters = dict(network.named_parameters())
     return {
         "config": type(model.model.model_config).__name__,
-        "model": type(model.model).__name__,
         "network": type(network).__name__,
-        "names": sorted(parameters),
-        "dtypes": {name: str(p.dtype) for name, p in parameters.items()},
-        "shift": float(model.get_model_object("model_sampling").shift),
+        "dtypes": {name: str(p.dtype) for name, p in network.named_parameters()},
+        "patched_by_lora": sorted(comfy.lora.model_lora_keys_unet(model.model, {}).values()),
     }
 
 
-def velocity(path, x, timestep, context, clip=None, reference=None, image=None, unguided_frame=-1):
+def velocity(
+    path, x, timestep, context, clip=None, reference=None, image=None, unguided_frame=-1,
+    lora=None, strength=1.0, dtype=None, little_memory=False, registered=True,
+):  # fmt: skip
     """One call of the network, with guidance where an image is given."""
-    network = load_model(path).model.diffusion_model
+    if not registered:
+        comfy.supported_models.models.remove(STraG)
+    try:
+        options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+        model = comfy.sd.load_diffusion_model(path, model_options=options)
+    finally:
+        if not registered:
+            comfy.supported_models.models.insert(0, STraG)
+    if lora is not None:
+        weights = comfy.utils.load_torch_file(lora)
+        model, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
+    if little_memory:
+        model.load(torch.device("cpu"), lowvram_model_memory=1)
+    else:
+        comfy.model_management.load_models_gpu([model])
+    result = _call(model, x, timestep, context, clip, reference, image, unguided_frame)
+    kind = type(model.model.model_config).__name__
+    if little_memory:
+        model.detach()
+    comfy.model_management.unload_all_models()
+    return {"velocity": result, "config": kind}
+
+
+def _call(model, x, timestep, context, clip, reference, image, unguided_frame):
+    network, dtype = model.model.diffusion_model, model.model.get_dtype_inference()
     more = {}
     if reference is not None:
-        more["reference_latent"] = reference
+        more["reference_latent"] = reference.to(dtype)
     if image is not None:
-        features = network.encode_image(image, tuple(x.shape[-2:]))
+        features = network.encode_image(image, tuple(x.shape[-2:])).to(dtype)
         more |= {"guidance_features": features, "unguided_frame": unguided_frame}
-    out = network(x, timestep, context, clip_fea=clip, transformer_options={}, **more)
-    return {"velocity": out.float()}
+    clip = None if clip is None else clip.to(dtype)
+    out = network(
+        x.to(dtype), timestep, context.to(dtype), clip_fea=clip, transformer_options={}, **more
+    )
+    return out.float()
+
+
+def lora_twice(path, lora, **inputs):
+    """The same loaded model with, without, and again with a LoRA."""
+    base = load_model(path)
+    weights = comfy.utils.load_torch_file(lora)
+    patched, _ = comfy.sd.load_lora_for_models(base, None, weights, 1.0, 0.0)
+    found = {}
+    for name, model in (("with", patched), ("without", base), ("again", patched)):
+        comfy.model_management.load_models_gpu([model])
+        found[name] = _call(model, **inputs)
+    comfy.model_management.unload_all_models()
+    return found
 
 
 def sigmas(path, scheduler, steps, shift=None):
     """The sigmas that KSampler uses; `shift` by the node ModelSamplingSD3."""
     model = load_model(path)
     if shift is not None:
-        from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-
         (model,) = ModelSamplingSD3().patch(model, shift)
     sampling = model.get_model_object("model_sampling")
     return {"sigmas": comfy.samplers.calculate_sigmas(sampling, scheduler, steps)}
