@@ -14,35 +14,34 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from more4d_backend.strag.conditioning import depth_picture_of
 from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
 from more4d_backend.strag.profile import OWN
 from more4d_backend.tiny.depth_network import DepthNetwork
 from more4d_backend.tiny.writing import fold_statistics, measured_statistics, write_embedded
-from more4d_backend.wan.latents import encode_video
+from more4d_backend.wan.latents import decode_video, encode_video
 from more4d_backend.wan.whole_clip import run_whole_clips
 from more4d_backend.weights.kinds import WeightKind
 
 from .averaging import ParameterAverage
-from .crops import moving_crops, random_clips
+from .checkpoints import save_tensors
+from .clip_pool import ClipPool
 from .export import export_weights
 from .generated import GeneratedBatches
 from .losses import divergence_loss
 from .networks import TINY_VAE_WIDTH
 from .procedural import PROCEDURAL_RECIPES
 from .run_errors import NotFiniteError
-from .samples import TrainingBatch
-from .targets import normalized_motion
+from .samples import SampleSize
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +53,10 @@ _MOTION_SCALE = 20.0
 _DIVERGENCE = 1e-5
 """Weight of the latents' divergence from a normal distribution, per element."""
 _WARMUP_STEPS = 100
+_WHOLE_SHARE = 0.06
+"""Of the updates: the last ones, on whole clips."""
+_START_LOG_VARIANCE = -8.0
+"""Of the latents. From 0, as layers start, noise would hide everything for a long time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +90,8 @@ class TinyTraining:
     workers: int = 8
     """Processes that draw samples."""
 
-    pool_size: int = 0
-    """Samples that are drawn once, before training (`depth`); 0 draws new ones for each update."""
+    pool_size: int
+    """Samples that are drawn, before training."""
 
     compile: bool = False
     """Compile the VAEs. They are half again as quick after some minutes."""
@@ -123,7 +126,9 @@ Losses = Mapping[str, Tensor]
 """Parts of a loss by name; `loss` is what is made small."""
 
 RECIPES = {
-    "vae": TinyTraining(part="vae", steps=1600, batch_size=10, learning_rate=1.5e-3),
+    "vae": TinyTraining(
+        part="vae", steps=7000, batch_size=10, learning_rate=1.5e-3, pool_size=3000
+    ),
     "depth": TinyTraining(
         part="depth", steps=6000, batch_size=32, learning_rate=2e-3, pool_size=16_000
     ),
@@ -138,10 +143,14 @@ class TinyVaes(nn.Module):
         from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
         self.rgb = AutoencoderKLWan(base_dim=TINY_VAE_WIDTH)
+        with torch.no_grad():
+            outermost = self.rgb.get_submodule("quant_conv").get_parameter("bias")
+            outermost[self.rgb.config["z_dim"] :] = _START_LOG_VARIANCE
         vae = copy.deepcopy(self.rgb)
         vae.encoder = self.rgb.encoder
-        adapters = EncoderAdapter(_ADAPTER_WIDTH), DecoderAdapter(_ADAPTER_WIDTH)
-        self.motion = MotionVAE(vae, *adapters, OWN.latents)
+        encode = EncoderAdapter(_ADAPTER_WIDTH, normalize=False)
+        decode = DecoderAdapter(_ADAPTER_WIDTH, normalize=False)
+        self.motion = MotionVAE(vae, encode, decode, OWN.latents)
 
     def losses(
         self,
@@ -151,8 +160,8 @@ class TinyVaes(nn.Module):
         squared: bool,
     ) -> Losses:
         """Send pictures (in [-1, 1]) and motion through and back."""
-        seen = self.rgb.encode(pictures).latent_dist
-        colour = (self.rgb.decode(seen.sample()).sample.float() - pictures).abs().mean()
+        seen = self.rgb.encode(pictures, return_dict=False)[0]
+        colour = (self.rgb.decode(seen.sample(), return_dict=False)[0] - pictures).abs().mean()
         felt = self.motion.distribution(motion)
         error = self.motion.decode(self.motion.standardize(felt.sample())) - motion
         absolute = error.abs().mean()
@@ -168,44 +177,62 @@ class TinyVaes(nn.Module):
 
 
 def train_vaes(training: TinyTraining) -> None:
-    """Train both VAEs on new samples, and write them with their statistics folded in."""
+    """Train both VAEs on parts of a pool of clips, and write them with their statistics folded in.
+
+    Most updates are on small and short parts, because what is hard is the edges of motion, which
+    are everywhere; the last ones are on whole clips.
+    """
     torch.manual_seed(training.seed)
     model = TinyVaes().to(training.device)
+    generator = torch.Generator(training.device).manual_seed(training.seed)
+    count = math.ceil(training.pool_size / training.batch_size)
+    pool = ClipPool.filled(training.batches(first=0, count=count), OWN.motion)
+    _log.info("Drew %d clips", len(pool.motion))
+    small_steps = round(training.steps * (1 - _WHOLE_SHARE))
+    small = SampleSize(num_frames=17, height=64, width=64)
+    whole = SampleSize(num_frames=pool.motion.shape[2], height=pool.motion.shape[3],
+                       width=pool.motion.shape[4])  # fmt: skip
+
+    def losses(step: int, _: object) -> Losses:
+        squared = step < training.steps // 10
+        size, parts = (small, 12) if step < small_steps else (whole, 4)
+        motion = pool.motion_crops(parts, size, generator)
+        pictures = pool.picture_crops(8, replace(size, num_frames=17), generator)
+        return model.losses(pictures, motion, squared=squared)
+
     for vae in (model.rgb, model.motion.vae):
         run_whole_clips(vae, compiled=training.compile)
-    generator = torch.Generator(training.device).manual_seed(training.seed)
-
-    def losses(batch: TrainingBatch, step: int) -> Losses:
-        motion = normalized_motion(batch, OWN.motion)
-        crops = moving_crops(motion, per_sample=3, size_px=64, generator=generator)
-        pictures = random_clips(_pictures(batch), num_frames=17, generator=generator)
-        return model.losses(pictures, crops, squared=step < training.steps // 6)
-
-    batches = training.batches(first=0, count=training.steps)
-    average = _train(model, enumerate(batches), losses, training)
+    average = _train(model, losses, training)
+    for vae in (model.rgb, model.motion.vae):
+        run_whole_clips(vae)
     with torch.no_grad(), average.in_use(), training.autocast():
-        _fold_statistics(model.eval(), training)
+        _log.info("On other samples: %s", _measured(model.eval(), training))
+        _fold_statistics(model, pool)
         _write_vaes(model, training)
 
 
-def _pictures(batch: TrainingBatch) -> Float[Tensor, "clip 3 frame height width"]:
-    """Videos of both cameras in turn, and still depth pictures, in [-1, 1]."""
-    novel = batch.video if batch.novel_video is None else batch.novel_video
-    chosen = torch.cat([batch.video[::2], novel[1::2]])
-    colours = rearrange(chosen, "b f h w c -> b c f h w").float() / 127.5 - 1
-    still = depth_picture_of(batch.depth[: max(1, batch.num_samples // 3)], OWN.motion)
-    depth = repeat(still, "b h w -> b 3 f h w", f=colours.shape[2])
-    return torch.cat([colours, depth])
+def _measured(model: TinyVaes, training: TinyTraining) -> str:
+    """Errors on whole clips that were not trained on."""
+    pool = ClipPool.filled(training.batches(first=SEEDS_APART // 2, count=2), OWN.motion)
+    motion, errors = pool.motion.float(), []
+    for clip in motion[:, None]:
+        errors.append((model.motion.decode(model.motion.encode(clip)) - clip).abs().sum())
+    relative = torch.stack(errors).sum() / motion.abs().sum()
+    colours = pool.video[:16].float() / 127.5 - 1
+    decoded = [decode_video(model.rgb, encode_video(model.rgb, clip)) for clip in colours[:, None]]
+    psnr = -10 * ((torch.cat(decoded) - colours) / 2).square().mean().log10()
+    return f"R {relative:.3f}, colours {psnr:.2f} dB"
 
 
-def _fold_statistics(model: TinyVaes, training: TinyTraining) -> None:
+def _fold_statistics(model: TinyVaes, pool: ClipPool) -> None:
     pictures, motions = [], []
-    for batch in training.batches(first=SEEDS_APART // 2, count=8):
-        for clip in _pictures(batch)[:, None]:
-            # Videos, and pictures held still as 4D-STraG is given them.
-            pictures += [encode_video(model.rgb, clip)]
-            pictures += [encode_video(model.rgb, clip[:, :, :1].expand_as(clip))]
-        motions += [model.motion.encode(m[None]) for m in normalized_motion(batch, OWN.motion)]
+    for number in range(min(64, len(pool.motion))):
+        clip = pool.video[number, None].float() / 127.5 - 1
+        depth = pool.depth_picture[number, None].float()
+        # Videos, and pictures held still as 4D-STraG is given them.
+        for seen in (clip, clip[:, :, :1].expand_as(clip), depth.expand_as(clip)):
+            pictures.append(encode_video(model.rgb, seen))
+        motions.append(model.motion.encode(pool.motion[number, None].float()))
     for name, vae, latents in (("RGB", model.rgb, pictures), ("motion", model.motion.vae, motions)):
         mean, std = measured_statistics(latents)
         _log.info("%s latents: mean %s, std %s", name, mean.tolist(), std.tolist())
@@ -227,11 +254,10 @@ def train_depth(training: TinyTraining) -> None:
     generator = torch.Generator(training.device).manual_seed(training.seed)
     images, depths, focals = _picture_pool(training)
 
-    def losses(chosen: Tensor, _step: int) -> Losses:
+    def losses(_step: int, chosen: Tensor) -> Losses:
         image = images[chosen].float() / 255
         true_depth = depths[chosen].float().log()
-        mirrored = torch.rand(1, generator=generator, device=training.device) < 0.5
-        if mirrored:
+        if torch.rand(1, generator=generator, device=training.device) < 0.5:
             image, true_depth = image.flip(-1), true_depth.flip(-1)
         depth, focal = model(image)
         error = depth - true_depth
@@ -240,13 +266,13 @@ def train_depth(training: TinyTraining) -> None:
         field = (focal - focals[chosen]).abs().mean()
         return {"loss": shape + 0.1 * error.abs().mean() + field, "shape": shape, "focal": field}
 
-    order = torch.randint(
+    chosen = torch.randint(
         len(images),
         (training.steps, training.batch_size),
         generator=generator,
         device=images.device,
     )
-    average = _train(model, enumerate(order), losses, training)
+    average = _train(model, losses, training, chosen)
     recipe = f"training.train_tiny depth --steps {training.steps} --seed {training.seed}"
     with average.in_use():
         write_embedded("depth", model, folder=training.output, recipe=recipe)
@@ -265,29 +291,34 @@ def _picture_pool(training: TinyTraining) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _train(
-    model: nn.Module, data, losses: Callable[..., Losses], training: TinyTraining
+    model: nn.Module,
+    losses: Callable[[int, Any], Losses],
+    training: TinyTraining,
+    data: Iterable[Any] | None = None,
 ) -> ParameterAverage:
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=training.learning_rate, weight_decay=1e-3, fused=True
     )
     average = ParameterAverage(parameters, training.ema_decay)
+    training.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    for step, batch in data:
+    for step, item in enumerate(range(training.steps) if data is None else data):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate_at(step)
         with training.autocast():
-            parts = losses(batch, step)
+            parts = losses(step, item)
         parts["loss"].backward()
         norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         average.update()
-        if step % 50 == 0 or step + 1 == training.steps:
+        if step % 200 == 0 or step + 1 == training.steps:
             seconds = time.perf_counter() - start
-            said = ", ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
+            said = ", ".join(f"{name} {value.item():.4f}" for name, value in parts.items())
             _log.info("step %d, %.0f s: %s, gradient %.2f", step, seconds, said, norm)
-            if not math.isfinite(float(parts["loss"]) + float(norm)):
+            save_tensors(average.mean, training.output / f"{training.part}_unfinished.safetensors")
+            if not math.isfinite(parts["loss"].item() + norm.item()):
                 raise NotFiniteError(f"Loss or gradient is not finite at step {step}: {said}.")
     return average
 

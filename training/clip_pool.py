@@ -1,0 +1,127 @@
+"""Clips kept on the device, and the parts of them that the embedded VAEs are trained on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from more4d_backend.motion import MotionNormalization
+from more4d_backend.strag.conditioning import depth_picture_of
+
+from .samples import SampleSize, TrainingBatch
+from .targets import normalized_motion
+
+_MOVES = 1e-3
+"""Normalised motion that counts as one; the whole picture is 1 wide."""
+_STILL = 1e-4
+"""Chance of a still pixel to be a crop's centre, relative to a moving one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipPool:
+    """Samples as the VAEs see them."""
+
+    motion: Float[Tensor, "sample 3 frame height width"]
+    """Normalised, float16."""
+
+    video: UInt8[Tensor, "sample 3 frame height width"]
+    """sRGB; of the source camera and of the novel one in turn."""
+
+    depth_picture: Float[Tensor, "sample 3 1 height width"]
+    """Depth of frame 0 as 4D-STraG is given it, in [-1, 1], float16."""
+
+    @classmethod
+    def filled(
+        cls, batches: Iterable[TrainingBatch], normalization: MotionNormalization
+    ) -> "ClipPool":
+        """Keep what is needed of every sample."""
+        motions, videos, depths = [], [], []
+        for batch in batches:
+            motions.append(normalized_motion(batch, normalization).half())
+            novel = batch.video if batch.novel_video is None else batch.novel_video
+            chosen = torch.cat([batch.video[::2], novel[1::2]])
+            videos.append(rearrange(chosen, "b f h w c -> b c f h w").contiguous())
+            picture = depth_picture_of(batch.depth, normalization)
+            depths.append(picture[:, None, None].expand(-1, 3, -1, -1, -1).half())
+        return cls(
+            motion=torch.cat(motions), video=torch.cat(videos), depth_picture=torch.cat(depths)
+        )
+
+    def motion_crops(
+        self, count: int, size: SampleSize, generator: torch.Generator
+    ) -> Float[Tensor, "count 3 frame height width"]:
+        """Cut clips out around pixels that move, mirrored at random along every axis.
+
+        A clip begins with the still frame 0 and takes every first, second or third frame, as many
+        as there are. To turn the sign of a motion along one axis makes another motion.
+        """
+        chosen = self._samples(count, generator)
+        moves = self.motion[chosen, :, -1].abs().amax(1).maximum(
+            self.motion[chosen, :, self.motion.shape[2] // 3].abs().amax(1)
+        ).flatten(1) > _MOVES  # fmt: skip
+        centers = torch.multinomial(moves.float() + _STILL, 1, generator=generator)[:, 0]
+        longest = max(1, (self.motion.shape[2] - 1) // max(1, size.num_frames - 1))
+        strides = self._integers(1, min(3, longest) + 1, count, generator)
+        last = [stride * (size.num_frames - 1) + 1 for stride in strides]
+        spans = [slice(0, end, stride) for end, stride in zip(last, strides, strict=True)]
+        crops = self._cut(self.motion, chosen, centers, spans, size, generator).float()
+        draw = torch.rand(5, count, generator=generator, device=crops.device)
+        crops = crops * torch.where(draw[:3].T < 0.5, -1.0, 1.0).view(-1, 3, 1, 1, 1)
+        return _mirrored(_mirrored(crops, -1, draw[3]), -2, draw[4])
+
+    def picture_crops(
+        self, count: int, size: SampleSize, generator: torch.Generator
+    ) -> Float[Tensor, "count 3 frame height width"]:
+        """Cut clips out of videos, and out of still depth pictures for a quarter, in [-1, 1]."""
+        chosen = self._samples(count, generator)
+        num_pixels = self.video.shape[-2] * self.video.shape[-1]
+        centers = torch.tensor(self._integers(0, num_pixels, count, generator))
+        latest = self.video.shape[2] - size.num_frames
+        firsts = self._integers(0, latest + 1, count, generator)
+        spans = [slice(first, first + size.num_frames) for first in firsts]
+        clips = self._cut(self.video, chosen, centers, spans, size, generator).float() / 127.5 - 1
+        num_depth = max(1, count // 4)
+        still = [slice(0, 1)] * num_depth
+        first = chosen[:num_depth], centers[:num_depth]
+        depth = self._cut(self.depth_picture, *first, still, size, generator).float()
+        clips[:num_depth] = depth.expand(-1, -1, size.num_frames, -1, -1)
+        return _mirrored(clips, -1, torch.rand(count, generator=generator, device=clips.device))
+
+    def _samples(self, count: int, generator: torch.Generator) -> list[int]:
+        return self._integers(0, len(self.motion), count, generator)
+
+    def _integers(self, low: int, high: int, count: int, generator: torch.Generator) -> list[int]:
+        device = generator.device
+        return torch.randint(low, high, (count,), generator=generator, device=device).tolist()
+
+    def _cut(
+        self,
+        source: Tensor,
+        chosen: list[int],
+        centers: Tensor,
+        spans: list[slice],
+        size: SampleSize,
+        generator: torch.Generator,
+    ) -> Tensor:
+        height, width = source.shape[-2:]
+        shifts = torch.rand(2, len(chosen), generator=generator, device=generator.device).tolist()
+        crops = []
+        for n, (sample, center, span) in enumerate(
+            zip(chosen, centers.tolist(), spans, strict=True)
+        ):
+            top = center // width - int(size.height * (0.15 + 0.7 * shifts[0][n]))
+            left = center % width - int(size.width * (0.15 + 0.7 * shifts[1][n]))
+            top, left = (
+                max(0, min(top, height - size.height)),
+                max(0, min(left, width - size.width)),
+            )
+            rows, columns = slice(top, top + size.height), slice(left, left + size.width)
+            crops.append(source[sample, :, span, rows, columns])
+        return torch.stack(crops)
+
+
+def _mirrored(crops: Tensor, axis: int, draw: Float[Tensor, "crop"]) -> Tensor:
+    return torch.where((draw < 0.5).view(-1, 1, 1, 1, 1), crops.flip(axis), crops)
