@@ -2,7 +2,7 @@
 
 import comfy.sd
 import comfy.utils
-import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from hosted import ClipVisionOutput, ksampler, load_model, text
 from more4d_pack.more4d_backend.depth.lifting import lift_depth
 from more4d_pack.nodes.motion_vae import PROFILES, HostMotionVAE
@@ -50,3 +50,30 @@ def strag(
         "intrinsics": scene.cameras.intrinsics,
         "fps": scene.fps,
     }
+
+
+def vism(
+    files, rendered, holes, prompt, negative, clip, steps, cfg, seed, lora_strength, feather_px=None
+):
+    """A rendered video and its holes to a filled video; the released shift by ModelSamplingSD3."""
+    model = load_model(files["fun-inp"])
+    weights = comfy.utils.load_torch_file(files["vism-lora"])
+    model, _ = comfy.sd.load_lora_for_models(model, None, weights, lora_strength, 0.0)
+    (model,) = ModelSamplingSD3().patch(model, 5.0)
+    vae = load_vae(files["wan-vae"])
+    positive, negative, latent = More4DVismConditioning.execute(
+        model=model,
+        positive=text(prompt),
+        negative=text(negative),
+        vae=vae,
+        rendered=rendered,
+        holes=holes,
+        clip_vision_output=None if clip is None else ClipVisionOutput(clip),
+    ).result
+    sampled = ksampler(model, positive, negative, latent, steps=steps, cfg=cfg, seed=seed)
+    video = vae.decode(sampled["samples"])[0]
+    if feather_px is not None:
+        (video,) = More4DPasteBack.execute(
+            known=rendered, filled=video, holes=holes, feather_px=feather_px
+        ).result
+    return {"video": video}
