@@ -235,7 +235,7 @@ def explaining_out_of_memory(plan: DevicePlan, sizes: RunSizes) -> Iterator[None
     try:
         yield
     except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        if isinstance(e, DeviceMemoryError) or not _is_out_of_memory(e):
+        if isinstance(e, DeviceMemoryError) or not is_out_of_memory(e):
             raise
         raise DeviceMemoryError(out_of_memory_message(plan, sizes, free_bytes(plan.device))) from e
 
@@ -325,7 +325,7 @@ def _reason(
     return f"{free}; {why}."
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     text = str(error)

@@ -1,0 +1,293 @@
+"""A video to a 4D scene: frame, encode once, denoise windows, decode, align, map back.
+
+Nothing but the fitted 8-bit frames, the latents and the decoded windows is held for the whole
+video, and none of it on the device.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ..devices import free_bytes
+from ..scene import Scene4D
+from ..wan.sampling import initial_noise
+from .alignment import AlignmentReport, AlignmentResult, AlignmentSettings, align_windows
+from .batching import ShrinkingBatches
+from .decoding import DecodingSettings, decode_windows, window_bytes
+from .framing import Fit, Framing, plan_framing
+from .model import Geo4DNetworks
+from .remapping import scene_of_content, scene_of_source, source_bytes
+from .sampling import DEFAULT_FPS, SamplingSettings, sample_latents
+from .sizes import GEOMETRY_CHANNELS
+from .video import FramedVideo, Video, frame_video
+from .windows import Window, plan_windows
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+Report = Callable[[str], Progress]
+"""Name of a stage -> its progress callback `(done, total)`."""
+
+Resolution = Literal["auto", "source", "network"]
+
+_SOURCE_LIMIT_BYTES = 2 << 30
+_PICTURES_PER_ENCODING = 16
+_TOKENS_AT_ONCE = 80_000
+"""Latent pixels of all windows of a batch: two released windows fill a large GPU."""
+
+
+class ReconstructionError(ValueError):
+    """Settings that cannot work, or a video too long for this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconstructionSettings:
+    """Everything that decides a reconstruction. The defaults are the published ones."""
+
+    stride: int | None = None
+    """Frames from one window's start to the next. None: a quarter of a window (4 of 16)."""
+
+    fit: Fit = "crop"
+    """How pictures of another shape get the network's size: crop, or pad."""
+
+    network_hw: tuple[int, int] | None = None
+    """Height and width at which the network works. None: the trained one nearest in shape."""
+
+    resolution: Resolution = "auto"
+    """Of the scene: `source` has the pixels of the video, `network` those of the network, and
+    `auto` those of the video if all point maps fit 2 GiB."""
+
+    seed: int = 0
+    """Of the noise that geometry is sampled from; each window has its own."""
+
+    condition_fps: int = DEFAULT_FPS
+    """What the network is told the frame rate is; the published evaluation says 24 for all."""
+
+    windows_per_batch: int | None = None
+    """Windows that are sampled at one time. None: as many as keep the device busy. Where memory
+    runs out, fewer are tried, and the log says so."""
+
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    """See `SamplingSettings`."""
+
+    decoding: DecodingSettings = field(default_factory=DecodingSettings)
+    """See `DecodingSettings`."""
+
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    """See `AlignmentSettings`."""
+
+    def __post_init__(self) -> None:
+        if self.resolution not in get_args(Resolution):
+            known = ", ".join(get_args(Resolution))
+            raise ReconstructionError(
+                f"resolution is {self.resolution!r}; expected one of {known}."
+            )
+        if self.windows_per_batch is not None and self.windows_per_batch < 1:
+            raise ReconstructionError(
+                f"windows_per_batch is {self.windows_per_batch}; expected at least 1."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstruction:
+    """A scene, and how it came about."""
+
+    scene: Scene4D
+    """Point maps in the camera of frame 0, with one camera per frame."""
+
+    report: AlignmentReport
+    """How well the windows agree."""
+
+    framing: Framing
+    """How the video's pixels lie in the network's."""
+
+    num_windows: int
+    """Windows that were sampled."""
+
+
+def reconstruct(
+    video: Video,
+    networks: Geo4DNetworks,
+    settings: ReconstructionSettings | None = None,
+    *,
+    report: Report | None = None,
+) -> Reconstruction:
+    """Reconstruct a video on the device of the networks. The scene is on the CPU.
+
+    Deterministic in the video, the networks and the settings. Raising from a progress callback
+    interrupts.
+
+    Raises:
+        FramingError, WindowPlanError, ReconstructionError: settings that do not fit the video.
+        SamplingError, WindowError, AlignmentError: the networks returned nothing usable.
+        DeviceMemoryError: not even one window fits the device.
+        What reading the video raises.
+    """
+    settings = settings or ReconstructionSettings()
+    report = report or _silent
+    device, size = networks.device, networks.size
+    # 1. Every frame at the network's size, and which windows will see it.
+    framed = frame_video(
+        video,
+        lambda source_hw: plan_framing(
+            source_hw, size, fit=settings.fit, network_hw=settings.network_hw
+        ),
+        device,
+        report("read"),
+    )
+    stride = max(size.num_frames // 4, 1) if settings.stride is None else settings.stride
+    windows = plan_windows(framed.num_frames, stride, size.num_frames)
+    _check_memory(windows, framed, settings)
+    # 2. Networks: each frame is encoded once, each window sampled and decoded once.
+    video_latents = encode_video(networks, framed, report("encode"))
+    latents = sample_windows(networks, video_latents, windows, settings, report("sample"))
+    needed = replace(
+        settings.decoding, disparity=settings.alignment.disparity, rays=settings.alignment.rays
+    )
+    predictions = decode_windows(
+        networks, latents, windows, framed.framing, needed, report("decode")
+    )
+    # 3. One world out of all windows.
+    aligned = align_windows(
+        predictions,
+        framed.colors(slice(None)),
+        framed.fps,
+        settings=settings.alignment,
+        device=device,
+        progress=report("align"),
+    )
+    _log.info("%s", aligned.report.summary())
+    # 4. The pixels of the video.
+    return Reconstruction(
+        scene=_mapped_back(aligned, framed, video, settings),
+        report=aligned.report,
+        framing=framed.framing,
+        num_windows=len(windows),
+    )
+
+
+@torch.no_grad()
+def encode_video(
+    networks: Geo4DNetworks, framed: FramedVideo, progress: Progress | None = None
+) -> Float[Tensor, "frame 4 latent_height latent_width"]:
+    """Encode each frame once, on the device of the networks. Latents stay there.
+
+    Raises:
+        DeviceMemoryError: not even one picture fits the device.
+    """
+    batches = ShrinkingBatches(
+        _PICTURES_PER_ENCODING,
+        "pictures to encode",
+        networks.device,
+        "Use a smaller network size.",
+    )
+
+    def encode(part: slice) -> Tensor:
+        pictures = rearrange(framed.frames[part].to(networks.device), "f h w c -> f c h w")
+        if progress is not None:
+            progress(part.stop, framed.num_frames)
+        return networks.vae.encode(pictures.float() / 127.5 - 1)
+
+    return torch.cat(batches.run(framed.num_frames, encode))
+
+
+def sample_windows(
+    networks: Geo4DNetworks,
+    video_latents: Float[Tensor, "frame 4 latent_height latent_width"],
+    windows: Sequence[Window],
+    settings: ReconstructionSettings | None = None,
+    progress: Progress | None = None,
+) -> Float[Tensor, "window 16 frame latent_height latent_width"]:
+    """Sample the geometry of all windows, several at a time; latents come to the CPU.
+
+    Each window has its own noise, so what it becomes does not depend on its batch.
+
+    Raises:
+        SamplingError: the network returned NaN.
+        DeviceMemoryError: not even one window fits the device.
+    """
+    settings = settings or ReconstructionSettings()
+    latent_hw = (video_latents.shape[-2], video_latents.shape[-1])
+    length = networks.size.num_frames
+    batches = ShrinkingBatches(
+        settings.windows_per_batch or _windows_at_once(length, latent_hw),
+        "windows",
+        networks.device,
+        "Use a smaller network size.",
+    )
+
+    def sample(part: slice) -> Tensor:
+        frames = torch.tensor([window.frames for window in windows[part]])
+        videos = rearrange(video_latents[frames.to(video_latents.device)], "n f c h w -> n c f h w")
+        shape = (GEOMETRY_CHANNELS, length, *latent_hw)
+        noise = torch.stack([_noise(shape, settings.seed, w.start) for w in windows[part]])
+        sampled = sample_latents(
+            networks, videos, noise, fps=settings.condition_fps, settings=settings.sampling
+        )
+        if progress is not None:
+            progress(part.stop, len(windows))
+        return sampled.cpu()
+
+    return torch.cat(batches.run(len(windows), sample))
+
+
+def _noise(shape: tuple[int, ...], seed: int, window_start: int) -> Tensor:
+    # Of seed and place alone: a longer video, or another batch, changes no window.
+    drawn = np.random.SeedSequence([seed, window_start]).generate_state(1, np.uint64)[0]
+    return initial_noise(shape, torch.Generator().manual_seed(int(drawn >> np.uint64(1))), "cpu")
+
+
+def _windows_at_once(length: int, latent_hw: tuple[int, int]) -> int:
+    return max(1, _TOKENS_AT_ONCE // (length * latent_hw[0] * latent_hw[1]))
+
+
+def _check_memory(
+    windows: Sequence[Window], framed: FramedVideo, settings: ReconstructionSettings
+) -> None:
+    """Refuse, before the networks run, what would not fit the host's memory."""
+    free = free_bytes(torch.device("cpu"))
+    held = sum(window_bytes(w.num_frames, framed.framing.network_hw) for w in windows)
+    if held > free:
+        raise ReconstructionError(
+            f"{len(windows)} windows take {_gib(held)} of memory and {_gib(free)} are free. Use a "
+            "larger stride, a smaller network size, or fewer frames (frame_step, max_frames)."
+        )
+    scene = source_bytes(framed.num_frames, framed.framing.source_hw)
+    if settings.resolution == "source" and scene > free:
+        raise ReconstructionError(
+            f"A scene of {framed.num_frames} frames at the video's own size takes {_gib(scene)} of "
+            f"memory and {_gib(free)} are free. Use resolution network, or fewer frames."
+        )
+
+
+def _mapped_back(
+    aligned: AlignmentResult, framed: FramedVideo, video: Video, settings: ReconstructionSettings
+) -> Scene4D:
+    framing, resolution = framed.framing, settings.resolution
+    if resolution == "auto":
+        needed = source_bytes(framed.num_frames, framing.source_hw)
+        resolution = "source" if needed <= _SOURCE_LIMIT_BYTES else "network"
+        _log.info(
+            "The scene has the pixels of the %s: at the video's own %dx%d it takes %s.",
+            "video" if resolution == "source" else "network",
+            *framing.source_hw,
+            _gib(needed),
+        )
+    if resolution == "network":
+        return scene_of_content(aligned.scene, framing)
+    return scene_of_source(aligned.scene, aligned.depth, framing, video)
+
+
+def _silent(_stage: str) -> Progress:
+    return lambda _done, _total: None
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
