@@ -207,7 +207,7 @@ def random_embedded(tmp_path_factory) -> Path:
         }
         for name, parameter in networks["strag"].named_parameters():
             if name.endswith(".gate"):  # almost zero in a new network: guidance would not be seen
-                torch.nn.init.normal_(parameter, std=0.5)
+                torch.nn.init.normal_(parameter, std=4.0)
         for name, network in networks.items():
             write_embedded(name, network, folder=folder)
         add_lora(vism, rank=16, alpha=16.0)
