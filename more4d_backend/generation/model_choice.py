@@ -31,8 +31,8 @@ WEIGHT_NAMES = tuple(dict.fromkeys((*STRAG_WEIGHTS, *VISM_WEIGHTS, *EMBEDDED_SLO
 
 LIMITS = (
     "The embedded weights are small and know procedural scenes only: textured rooms and "
-    "landscapes with simple bodies. On photographs expect little. For the released weights: "
-    "python -m more4d_backend download " + " ".join(dict.fromkeys((*STRAG_WEIGHTS, *VISM_WEIGHTS)))
+    "landscapes with simple bodies. On photographs expect little. The released weights, tens of "
+    "gigabytes: python -m more4d_backend download image-to-4d new-views"
 )
 """What must be said wherever the embedded weights are used."""
 
