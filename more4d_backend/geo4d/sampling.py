@@ -81,8 +81,8 @@ def latent_scale() -> Float[Tensor, " timestep"]:
 
 def trailing_timesteps(num_steps: int) -> Int[Tensor, " step"]:
     """Return the timesteps from noise to clean; the first one is pure noise."""
-    spacing = NUM_TRAIN_TIMESTEPS / num_steps
-    return torch.arange(NUM_TRAIN_TIMESTEPS, 0, -spacing, dtype=torch.float64).round().long() - 1
+    steps = torch.arange(num_steps, dtype=torch.float64)
+    return ((1 - steps / num_steps) * NUM_TRAIN_TIMESTEPS).round().long() - 1
 
 
 def noised(

@@ -158,7 +158,8 @@ class TemporalTransformer(nn.Module):
         """Map (B T H W C) to the same."""
         batch, frames, height, width, channels = hidden.shape
         # The one transposition: places become sequences of frames.
-        sequences = self.norm(hidden).permute(0, 2, 3, 1, 4).reshape(-1, frames, channels)
+        sequences = self.norm(hidden).permute(0, 2, 3, 1, 4).contiguous()  # B H W T C
+        sequences = sequences.view(-1, frames, channels)
         inner = self.transformer_blocks[0](self.proj_in(sequences), None)
         inner = self.proj_out(inner).view(batch, height, width, frames, channels)
         return hidden + inner.permute(0, 3, 1, 2, 4)  # B T H W C
