@@ -19,6 +19,7 @@ from ..wan.latents import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 
 _PROBE_FRAMES, _PROBE_SIZE = 9, 128
 _PROBE_DISCS = 24
+_RIDGE = 1e-6
 _TRAILS_ACROSS = 40
 _SHORTEST_TRAIL = 0.004
 """Of the picture's larger side; what moves less is at rest."""
@@ -52,8 +53,11 @@ def fit_linear_motion(encode: Callable[[Tensor], Tensor], *, seed: int = 0) -> L
     blocks = reduce(motion[1:], "(t f) (h p) (w q) c -> t h w c", "mean",
                     f=FRAMES_PER_LATENT, p=PIXELS_PER_LATENT, q=PIXELS_PER_LATENT)  # fmt: skip
     inputs = rearrange(latent[0, :, 1:], "c t h w -> (t h w) c")
-    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
-    return LinearMotion(weight=torch.linalg.lstsq(inputs, blocks.flatten(0, 2)).solution)
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1).double()
+    # Least squares; the ridge only decides where channels say the same.
+    square = inputs.T @ inputs + _RIDGE * len(inputs) * torch.eye(inputs.shape[1]).double()
+    weight = torch.linalg.solve(square, inputs.T @ blocks.flatten(0, 2).double())
+    return LinearMotion(weight=weight.float())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
