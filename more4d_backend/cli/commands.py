@@ -9,12 +9,14 @@ from .generate_commands import Generate
 from .path_commands import Paths
 from .render_commands import Render
 from .scene_commands import Convert, Info, Lift, Synthetic
+from .view_command import View
 from .weight_commands import Download, ReconstructMotion, Weights
 
 COMMANDS = (
     Annotated[Generate, subcommand("generate")]
     | Annotated[Lift, subcommand("lift")]
     | Annotated[Render, subcommand("render")]
+    | Annotated[View, subcommand("view")]
     | Annotated[Paths, subcommand("paths")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Info, subcommand("info")]
