@@ -12,7 +12,6 @@ import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.ops
 import comfy.sd
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..more4d_backend.strag.motion_preview import LinearMotion, fit_linear_motion
@@ -77,7 +76,7 @@ class HostMotionVAE:
 
 
 class _MotionWanVAE(comfy.ldm.wan.vae.WanVAE):
-    """The host's Wan VAE with an adapter at each end, inside of what the host tiles and offloads."""
+    """The host's Wan VAE with an adapter at each end, inside what the host tiles and offloads."""
 
     encoder_prompt: EncoderAdapter
     decoder_prompt: DecoderAdapter

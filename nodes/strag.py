@@ -31,7 +31,7 @@ _SWITCH = {_AUTO: None, "on": True, "off": False}
 
 
 class More4DLoadMotionVAE(io.ComfyNode):
-    """See the description."""
+    """File to motion VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -68,7 +68,7 @@ class More4DLoadMotionVAE(io.ComfyNode):
 
 
 class More4DTinyTextEncode(io.ComfyNode):
-    """See the description."""
+    """Text to conditioning, for the tiny models."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -102,7 +102,7 @@ class More4DTinyTextEncode(io.ComfyNode):
 
 
 class More4DStragConditioning(io.ComfyNode):
-    """See the description."""
+    """Picture to conditioning."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -151,7 +151,7 @@ class More4DStragConditioning(io.ComfyNode):
 
 
 class More4DDecodeMotion(io.ComfyNode):
-    """See the description."""
+    """Latent to 4D scene."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -182,8 +182,8 @@ class More4DDecodeMotion(io.ComfyNode):
     @classmethod
     def execute(cls, samples, motion_vae, scene, fps, snap_to_edges) -> io.NodeOutput:
         latent = _motion_latent(samples)
-        size_hw = tuple(PIXELS_PER_LATENT * n for n in latent.shape[-2:])
-        lifted = lift_scene(scene, scene.points.colors[0], size_hw, "pad")
+        height, width = (PIXELS_PER_LATENT * n for n in latent.shape[-2:])
+        lifted = lift_scene(scene, scene.points.colors[0], (height, width), "pad")
         motion = motion_vae.decode(latent).to(lifted.positions.device)
         moved = moved_scene(
             motion, lifted, motion_vae.profile, fps=fps, snap_to_edges=_SWITCH[snap_to_edges]
@@ -208,7 +208,7 @@ def one_picture(image: torch.Tensor) -> torch.Tensor:
 def _conditioning_inputs() -> list[Any]:
     return [
         io.Model.Input("model", tooltip="4D-STraG, from Load Diffusion Model."),
-        io.Conditioning.Input("positive", tooltip="What is seen and what moves, in which direction."),
+        io.Conditioning.Input("positive", tooltip="What is seen and what moves, and where to."),
         io.Conditioning.Input("negative", tooltip="What to move away from; usually an empty text."),
         io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, by which the model sees picture and depth."),
         MotionVAEType.Input("motion_vae", tooltip="Decides how picture and depth are shown."),

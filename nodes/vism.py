@@ -1,7 +1,5 @@
 """Nodes that fill the holes of a rendered video: 4D-ViSM on the host's samplers."""
 
-import logging
-
 from comfy_api.latest import io
 
 from ..more4d_backend.vism.conditioning import check_holes, condition_by, paste_back
@@ -18,11 +16,9 @@ from .wan_inputs import (
 
 _MASK_CHANNELS = 4
 
-_log = logging.getLogger(__name__)
-
 
 class More4DVismConditioning(io.ComfyNode):
-    """See the description."""
+    """Rendered video and holes to conditioning."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,7 +34,7 @@ class More4DVismConditioning(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the scene shows."),
                 io.Conditioning.Input("negative", tooltip="Usually an empty text."),
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
-                io.Image.Input("rendered", tooltip="The rendered video, 4k + 1 frames; 49 is best."),
+                io.Image.Input("rendered", tooltip="The rendered video, 4k + 1 frames; best 49."),
                 io.Mask.Input("holes", tooltip="Per pixel and frame: 1 (white) = to be filled."),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output", optional=True,
@@ -54,7 +50,9 @@ class More4DVismConditioning(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, positive, negative, vae, rendered, holes, clip_vision_output=None):
+    def execute(
+        cls, model, positive, negative, vae, rendered, holes, clip_vision_output=None
+    ) -> io.NodeOutput:
         check_vism(model)
         encode = video_encoder(vae)
         rendered, hole_mask = rendered[..., :3].clamp(0, 1), holes > 0.5
@@ -75,7 +73,7 @@ class More4DVismConditioning(io.ComfyNode):
 
 
 class More4DPasteBack(io.ComfyNode):
-    """See the description."""
+    """Known pixels over a filled video."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -83,8 +81,8 @@ class More4DPasteBack(io.ComfyNode):
             node_id="More4DPasteBack",
             display_name="Paste Known Pixels (More4D)",
             category="More4D/fill holes",
-            description="Put the rendered pixels back over the filled video, so that only the holes "
-            "are the model's. The seam fades over known pixels.",
+            description="Put the rendered pixels back over the filled video, so that only the "
+            "holes are the model's. The seam fades over known pixels.",
             search_aliases=["paste back", "composite holes", "blend seam"],
             inputs=[
                 io.Image.Input("known", tooltip="The rendered video."),

@@ -6,8 +6,8 @@ from typing import Any
 import comfy.clip_vision
 import comfy.latent_formats
 import comfy.ldm.wan.vae
-import comfy.model_management
 import comfy.model_base
+import comfy.model_management
 import node_helpers
 import torch
 from einops import rearrange
@@ -110,8 +110,8 @@ def image_tokens(given: Any, picture: Tensor | None = None) -> Any:
     width = given.penultimate_hidden_states.shape[-1]
     if width != IMAGE_DIM:
         raise WrongModelError(
-            f"The CLIP vision model gives tokens of width {width}; Wan sees images by CLIP ViT-H/14 "
-            f"({IMAGE_DIM}). Choose clip_vision_h.safetensors in Load CLIP Vision."
+            f"The CLIP vision model gives tokens of width {width}; Wan sees images by CLIP "
+            f"ViT-H/14 ({IMAGE_DIM}). Choose clip_vision_h.safetensors in Load CLIP Vision."
         )
     return given
 

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import comfy.conds
-import comfy.latent_formats
 import comfy.ldm.wan.model
 import comfy.model_base
 import comfy.supported_models
@@ -112,7 +111,9 @@ class StragWanModel(comfy.ldm.wan.model.WanModel):
 
     def encode_image(self, image: Tensor, latent_hw: tuple[int, int]) -> Tensor:
         """Return the guidance features of an image (1, 3, height, width), where the image is."""
-        grid_hw = [math.ceil(n / patch) for n, patch in zip(latent_hw, self.patch_size[1:])]
+        grid_hw = [
+            math.ceil(n / patch) for n, patch in zip(latent_hw, self.patch_size[1:], strict=True)
+        ]
         return self.feature_adapter(self.omnimae_extractor(image), tuple(grid_hw))
 
     def forward_orig(
@@ -154,9 +155,8 @@ class StragModel(comfy.model_base.WAN21):
         self.image_to_video = False
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        picture = kwargs.get(CONDITION_KEY)
         noise = kwargs["noise"]
-        _check_conditioning(picture, kwargs.get("concat_latent_image"), noise)
+        picture = _checked(kwargs.get(CONDITION_KEY), kwargs.get("concat_latent_image"), noise)
         self.latent_format.begin(picture.preview)
         conds = super().extra_conds(**kwargs)
         if self.diffusion_model.img_emb is None:
@@ -231,7 +231,7 @@ def register_models() -> None:
     register_folders()
 
 
-def _check_conditioning(picture: Any, channels: Tensor | None, noise: Tensor) -> None:
+def _checked(picture: Any, channels: Tensor | None, noise: Tensor) -> StragPicture:
     if not isinstance(picture, StragPicture) or channels is None:
         raise ValueError(
             "The model is 4D-STraG, and its conditioning does not come from More4D STraG "
@@ -244,3 +244,4 @@ def _check_conditioning(picture: Any, channels: Tensor | None, noise: Tensor) ->
             f"was made for {tuple(channels.shape[2:])}. Connect the latent output of More4D STraG "
             "Conditioning to the sampler."
         )
+    return picture

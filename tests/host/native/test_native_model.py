@@ -133,7 +133,6 @@ def test_a_model_in_fewer_bits_computes_about_the_same(
     found = native_host.call("networks.velocity", path=strag_file, dtype=dtype, **guided(recorded))
     wanted = recorded["out.with_guidance"]
     error = (found["velocity"] - wanted).abs().max() / wanted.abs().max()
-    print(f"{native_host.name}, {dtype}: {error:.4f}")
     assert error < tolerance
 
 

@@ -115,7 +115,6 @@ def test_the_nodes_make_the_scene_that_the_pipeline_makes(
     # Guidance must matter far more than the tolerance, or the comparison says nothing of it.
     assert (still.points.positions - wanted.points.positions).abs().max() > 0.01 * moved
     error = (found["positions"] - wanted.points.positions).abs().max()
-    print(f"{native_host.name}: error {error:.2e} of motion {moved:.2e}")
     assert error < 1e-4 * moved
     torch.testing.assert_close(found["colors"], wanted.points.colors)
     assert torch.equal(found["visibility"], wanted.points.visibility)

@@ -21,12 +21,12 @@ replies = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # whatever prints must not come between the replies
 
 sys.path.insert(0, str(host))
-from comfy.cli_args import args
+from comfy.cli_args import args  # noqa: E402
 
 args.cpu = True  # before the host looks for devices
 
-import folder_paths
-import torch
+import folder_paths  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 for kind in ("output", "temp", "input", "user"):

@@ -1,4 +1,4 @@
-"""Used by the other modules here: loading, conditioning and sampling by the host's own functions."""
+"""For the other modules here: loading and sampling by the host's own functions."""
 
 import comfy.sample
 import comfy.samplers
