@@ -1,0 +1,22 @@
+"""The nodes of the pack: thin shells around `more4d_backend`, one module per family."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import strag, vism
+from .wan_model import register_models
+
+_FAMILIES = (strag, vism)
+
+
+class More4DExtension(ComfyExtension):
+    """What the host asks for when it has loaded the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Return every node, and make the host know our models."""
+        register_models()
+        return [node for family in _FAMILIES for node in family.NODES]
+
+
+def comfy_entrypoint() -> More4DExtension:
+    """Return the extension; the host calls this."""
+    return More4DExtension()
