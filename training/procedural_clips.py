@@ -17,6 +17,7 @@ from torch import Tensor
 
 from more4d_backend.geometry import rigid
 from more4d_backend.scene import Cameras
+from more4d_backend.synthetic import SKY
 from more4d_backend.synthetic.actors import Dice
 
 from .geometry_clips import FARTHEST_M, GeometryClip
@@ -95,7 +96,8 @@ def procedural_clip(
         name=f"procedural-clip-{seed:09d}",
         video=(view.rgb * 255).round().to(torch.uint8),
         depth=view.depth,
-        valid=view.valid & (view.depth <= FARTHEST_M),
+        # The dome of the sky has a depth, but nobody could tell it from a picture.
+        valid=(view.object_index != SKY) & (view.depth <= FARTHEST_M),
         cameras=cameras,
     )
 
