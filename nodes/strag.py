@@ -17,7 +17,9 @@ from .memory import HostNetwork
 from .motion_vae import PROFILES, HostMotionVAE
 from .types import MotionVAEType, SceneType
 from .wan_inputs import (
+    TINY_TEXT,
     check_strag,
+    check_text,
     conditioned,
     empty_latent,
     image_tokens,
@@ -98,7 +100,7 @@ class More4DTinyTextEncode(io.ComfyNode):
         # 16 bits save nothing on a network of 1.5 MB.
         network = HostNetwork(load_byte_text(embedded_file("text_encoder")).float())
         encoder: Any = ByteTextEncoder(network.load())
-        return io.NodeOutput([[encoder.encode([text]).cpu(), {}]])
+        return io.NodeOutput([[encoder.encode([text]).cpu(), {TINY_TEXT: True}]])
 
 
 class More4DStragConditioning(io.ComfyNode):
@@ -128,6 +130,7 @@ class More4DStragConditioning(io.ComfyNode):
     def execute(cls, model, positive, negative, vae, motion_vae, image, scene, num_frames, height,
                 width, fit, motion_perception, clip_vision=None) -> io.NodeOutput:  # fmt: skip
         check_strag(model)
+        check_text(model, positive, negative)
         check_video_size(num_frames, height, width)
         encode, profile = video_encoder(vae), motion_vae.profile
         lifted = lift_scene(scene, one_picture(image), (height, width), fit)

@@ -1,11 +1,20 @@
 """Nodes that fill the holes of a rendered video: 4D-ViSM on the host's samplers."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..more4d_backend.vism.conditioning import check_holes, condition_by, paste_back
+from ..more4d_backend.vism.conditioning import (
+    check_holes,
+    condition_by,
+    hole_warning,
+    paste_back,
+)
 from ..more4d_backend.wan.fitting import extended_to_multiple
 from ..more4d_backend.wan.latents import PIXELS_PER_TOKEN, check_num_frames
+from .messages import show_on_node
 from .wan_inputs import (
+    check_text,
     check_vism,
     conditioned,
     empty_latent,
@@ -29,34 +38,26 @@ class More4DVismConditioning(io.ComfyNode):
             description="Tell Wan2.1-Fun-InP with the 4D-ViSM LoRA what is known of a rendered "
             "video and what is to be filled, pixel by pixel. Then KSampler and VAE Decode.",
             search_aliases=["video inpaint", "fill holes", "4D-ViSM", "Fun InP mask"],
-            inputs=[
-                io.Model.Input("model", tooltip="Fun-InP with the ViSM LoRA (strength 0.55)."),
-                io.Conditioning.Input("positive", tooltip="What the scene shows."),
-                io.Conditioning.Input("negative", tooltip="Usually an empty text."),
-                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
-                io.Image.Input("rendered", tooltip="The rendered video, 4k + 1 frames; best 49."),
-                io.Mask.Input("holes", tooltip="Per pixel and frame: 1 (white) = to be filled."),
-                io.ClipVisionOutput.Input(
-                    "clip_vision_output", optional=True,
-                    tooltip="Of the picture that the scene came from. The released weights were "
-                    "sampled without: nothing gives zeros.",
-                ),
-            ],
+            inputs=_conditioning_inputs(),
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
                 io.Latent.Output(display_name="latent"),
             ],
-        )  # fmt: skip
+            hidden=[io.Hidden.unique_id],
+        )
 
     @classmethod
     def execute(
         cls, model, positive, negative, vae, rendered, holes, clip_vision_output=None
     ) -> io.NodeOutput:
         check_vism(model)
+        check_text(model, positive, negative)
         encode = video_encoder(vae)
         rendered, hole_mask = rendered[..., :3].clamp(0, 1), holes > 0.5
         check_holes(rendered, hole_mask)
+        if (warning := hole_warning(rendered, hole_mask)) is not None:
+            show_on_node(cls, warning)
         check_num_frames(len(rendered), "The number of rendered frames")
         video, hole_mask = (
             extended_to_multiple(part, PIXELS_PER_TOKEN) for part in (rendered, hole_mask)
@@ -103,6 +104,22 @@ class More4DPasteBack(io.ComfyNode):
         # ViSM Conditioning extends sizes to multiples of 16; cut that off again.
         filled = filled[:, :height, :width, :3].to(known)
         return io.NodeOutput(paste_back(known, filled, holes > 0.5, feather_px))
+
+
+def _conditioning_inputs() -> list[Any]:
+    return [
+        io.Model.Input("model", tooltip="Fun-InP with the ViSM LoRA (strength 0.55)."),
+        io.Conditioning.Input("positive", tooltip="What the scene shows."),
+        io.Conditioning.Input("negative", tooltip="What to move away from; usually an empty text."),
+        io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
+        io.Image.Input("rendered", tooltip="The rendered video, 4k + 1 frames; best 49."),
+        io.Mask.Input("holes", tooltip="Per pixel and frame: 1 (white) = to be filled."),
+        io.ClipVisionOutput.Input(
+            "clip_vision_output", optional=True,
+            tooltip="Of the picture that the scene came from. The released weights were sampled "
+            "without: nothing gives zeros.",
+        ),
+    ]  # fmt: skip
 
 
 NODES: list[type[io.ComfyNode]] = [More4DVismConditioning, More4DPasteBack]

@@ -13,12 +13,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..more4d_backend.strag.sizes import FUN_INP_CHANNELS, IMAGE_DIM
+from ..more4d_backend.strag.sizes import FUN_INP_CHANNELS, IMAGE_DIM, STRAG_SIZES
 from ..more4d_backend.wan.image_tokens import zero_image_tokens
 from ..more4d_backend.wan.latents import LATENT_CHANNELS, latent_size
 from .wan_model import StragModel
 
 Conditioning = list[list[Any]]
+
+TINY_TEXT = "more4d_tiny_text"
+"""Entry of conditioning whose text the embedded encoder read."""
 
 
 class WrongModelError(ValueError):
@@ -53,6 +56,27 @@ def check_vism(model: Any) -> None:
             f"transformer ({FUN_INP_CHANNELS} input channels) and the ViSM LoRA on it: choose it "
             "in Load Diffusion Model; more4d_tiny_vism.safetensors comes with the pack."
         )
+
+
+def check_text(model: Any, *conditionings: Conditioning) -> None:
+    """Refuse text that was encoded for models of another size.
+
+    Raises:
+        WrongModelError: says which node to use instead.
+    """
+    tiny_model = model.model.diffusion_model.dim == STRAG_SIZES["tiny"].wan.dim
+    for _, entries in (entry for conditioning in conditionings for entry in conditioning):
+        tiny_text = entries.get(TINY_TEXT, False)
+        if tiny_text and not tiny_model:
+            raise WrongModelError(
+                "The text was encoded by Tiny Text Encode, which only the tiny models understand. "
+                "Use Load CLIP (umt5_xxl, type wan) and CLIP Text Encode for this model."
+            )
+        if tiny_model and not tiny_text:
+            raise WrongModelError(
+                "The model is a tiny one, which only understands text of the node Tiny Text Encode "
+                "(More4D). Use that instead of CLIP Text Encode, for both prompts."
+            )
 
 
 def video_encoder(vae: Any) -> Callable[[Tensor], Tensor]:

@@ -105,23 +105,31 @@ def check_holes(
             f"The rendered video has values from {float(low):.4g} to {float(high):.4g}; expected "
             "sRGB from 0 to 1. Divide 8-bit values by 255."
         )
+    if (warning := hole_warning(rendered, hole_mask)) is not None:
+        _log.warning(warning)
+
+
+def hole_warning(
+    rendered: Float[Tensor, "frame height width 3"], hole_mask: Bool[Tensor, "frame height width"]
+) -> str | None:
+    """Say what is likely wrong with a mask; None where nothing is."""
     fraction = float(hole_mask.float().mean())
     if _looks_inverted(rendered, hole_mask):
-        _log.warning(
+        return (
             "The hole mask looks inverted: what it marks as known has one colour, and the "
             "picture is in what it marks as holes. True (white) must mean: to be filled."
         )
-    elif fraction > NEARLY_ALL:
-        _log.warning(
-            "The hole mask covers %.1f %% of the video: nearly everything is invented. Is the "
-            "mask inverted, or does the camera leave the scene?",
-            100 * fraction,
+    if fraction > NEARLY_ALL:
+        return (
+            f"The hole mask covers {100 * fraction:.1f} % of the video: nearly everything is "
+            "invented. Is the mask inverted, or does the camera leave the scene?"
         )
-    elif fraction < NEARLY_NONE:
-        _log.warning(
-            "The hole mask covers %.3f %% of the video: there is next to nothing to fill.",
-            100 * fraction,
+    if fraction < NEARLY_NONE:
+        return (
+            f"The hole mask covers {100 * fraction:.3f} % of the video: there is next to nothing "
+            "to fill."
         )
+    return None
 
 
 def paste_back(

@@ -191,3 +191,49 @@ def test_a_latent_that_is_no_motion_is_refused(native_host, files, photo, shape)
     inputs = {k: v for k, v in photo.items() if k != "prompt"}
     with pytest.raises(Exception, match="motion is decoded from one latent"):
         native_host.call("behaviour.decode_with", files=files, latent=torch.zeros(shape), **inputs)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("inverted", "looks inverted"), ("all", "nearly everything"), ("none", "next to nothing")],
+)
+def test_a_mask_that_is_likely_a_mistake_is_said_on_the_node(native_host, files, photo, part, said):
+    rendered = torch.rand(5, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
+    holes = torch.zeros(5, HEIGHT, WIDTH)
+    if part == "inverted":
+        rendered[..., :9, :] = 0
+        holes[..., 9:] = 1
+    if part == "all":
+        holes[:] = 1
+    found = native_host.call(
+        "behaviour.sentences_on_the_vism_node", files=files, rendered=rendered, holes=holes,
+        prompt=photo["prompt"],
+    )  # fmt: skip
+    ((sentence, node),) = found["said"]
+    assert said in sentence
+    assert node == "7"
+
+
+def test_a_usual_mask_says_nothing(native_host, files, photo):
+    rendered = torch.rand(5, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
+    holes = torch.zeros(5, HEIGHT, WIDTH)
+    holes[..., 30:] = 1
+    found = native_host.call(
+        "behaviour.sentences_on_the_vism_node", files=files, rendered=rendered, holes=holes,
+        prompt=photo["prompt"],
+    )  # fmt: skip
+    assert found["said"] == []
+
+
+@pytest.mark.parametrize(
+    ("tiny_text", "tiny_model", "said"),
+    [(True, False, "Load CLIP"), (False, True, "Tiny Text Encode")],
+)
+def test_text_for_models_of_another_size_is_refused(
+    native_host, files, photo, tiny_text, tiny_model, said
+):
+    with pytest.raises(Exception, match=said):
+        native_host.call(
+            "behaviour.text_of_the_wrong_size", files=files, tiny_text=tiny_text,
+            tiny_model=tiny_model, **photo,
+        )  # fmt: skip

@@ -221,3 +221,40 @@ def motion_round_trip(files, motion):
     vae = HostMotionVAE.load(files["motion-vae"], PROFILES["released"])
     latent = vae.encode(motion)
     return {"latent": latent, "motion": vae.decode(latent)}
+
+
+def sentences_on_the_vism_node(files, rendered, holes, prompt):
+    """What the node shows on itself."""
+    from types import SimpleNamespace
+
+    from server import PromptServer
+
+    said = []
+
+    class Running(More4DVismConditioning):
+        hidden = SimpleNamespace(unique_id="7")
+
+    PromptServer.instance = SimpleNamespace(
+        send_progress_text=lambda text, node: said.append((text, node))
+    )
+    try:
+        Running.execute(
+            model=load_model(files["fun-inp"]), positive=text(prompt), negative=text(prompt),
+            vae=load_vae(files["wan-vae"]), rendered=rendered, holes=holes,
+        )  # fmt: skip
+    finally:
+        del PromptServer.instance
+    return {"said": said}
+
+
+def text_of_the_wrong_size(files, image, depth, intrinsics, prompt, tiny_text, tiny_model):
+    """The STraG conditioning with text that another encoder made."""
+    import more4d_pack.nodes.wan_inputs as wan_inputs
+
+    model = load_model(files["strag"])
+    if tiny_model:
+        model.model.diffusion_model.dim = wan_inputs.STRAG_SIZES["tiny"].wan.dim
+    positive = [[prompt, {wan_inputs.TINY_TEXT: True} if tiny_text else {}]]
+    conditioning(
+        files, image, depth, intrinsics, prompt, model, positive=positive, negative=positive
+    )
