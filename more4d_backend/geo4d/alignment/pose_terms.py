@@ -1,0 +1,79 @@
+"""Camera and smoothness terms: cameras against those of the ray maps, and against their neighbours.
+
+A camera's step is (rotation, translation) in its own axes: world_to_camera becomes
+exp(rotation) world_to_camera, plus the translation; its centre then moves by -R^T translation. The
+difference of two rotations in the Frobenius norm is sqrt(2) times its angle, for small angles.
+"""
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .block_solver import System
+from .rotations import vector_from_rotation
+from .unknowns import Unknowns
+
+_FLOOR = 1e-3
+"""Radians, or median depths, below which a difference is squared instead of absolute."""
+
+
+def add_camera_term(
+    system: System,
+    unknowns: Unknowns,
+    rotation: Float[Tensor, "window position 3 3"],
+    center: Float[Tensor, "window position 3"],
+    frame: Tensor,
+    counts: Bool[Tensor, "window position"],
+    weight: float,
+) -> float:
+    """Add `weight` times the sum of differences to the ray cameras (camera to world).
+
+    Returns the value of the term. `frame` is the video's frame of each position.
+    """
+    frame, rotation, center = frame[counts], rotation[counts], center[counts]
+    camera = unknowns.world_to_camera[frame, :3, :3]
+    turn = 2**0.5 * vector_from_rotation(camera @ rotation)
+    away = unknowns.centers[frame] - center
+    by_turn, by_away = _weights(turn, weight), _weights(away, weight)
+    matrix = torch.zeros(len(frame), 6, 6, dtype=torch.float64)
+    eye = torch.eye(3, dtype=torch.float64)
+    # The centre's derivative, -R^T, is orthogonal: its square is the identity too.
+    matrix[:, :3, :3] = 2 * by_turn[:, None, None] * eye
+    matrix[:, 3:, 3:] = by_away[:, None, None] * eye
+    gradient = torch.cat(
+        [
+            2**0.5 * by_turn[:, None] * turn,
+            -by_away[:, None] * einsum(camera, away, "n i j, n j -> n i"),
+        ],
+        dim=-1,
+    )
+    system.add(system.layout.camera[frame], matrix, gradient)
+    return weight * float(turn.norm(dim=-1).sum() + away.norm(dim=-1).sum())
+
+
+def add_smoothness_term(system: System, unknowns: Unknowns, weight: float) -> float:
+    """Add `weight` times the sum of rotations and of ways from frame to frame; return its value."""
+    camera, centers = unknowns.world_to_camera[:, :3, :3], unknowns.centers
+    if len(camera) < 2:
+        return 0.0
+    relative = camera[:-1] @ camera[1:].transpose(-1, -2)
+    turn = 2**0.5 * vector_from_rotation(relative)
+    away = centers[1:] - centers[:-1]
+    by_turn, by_away = _weights(turn, weight), _weights(away, weight)
+    # turn changes by sqrt(2) (w_i - Q w_j), away by R_i^T t_i - R_j^T t_j.
+    eye = torch.eye(3, dtype=torch.float64).expand_as(relative)
+    jacobian_turn = 2**0.5 * torch.cat([eye, 0 * eye, -relative, 0 * eye], dim=-1)
+    back, back_next = camera[:-1].transpose(-1, -2), camera[1:].transpose(-1, -2)
+    jacobian_away = torch.cat([0 * eye, back, 0 * eye, -back_next], dim=-1)
+    matrix = einsum(by_turn, jacobian_turn, jacobian_turn, "n, n i a, n i b -> n a b")
+    matrix += einsum(by_away, jacobian_away, jacobian_away, "n, n i a, n i b -> n a b")
+    gradient = einsum(by_turn, jacobian_turn, turn, "n, n i a, n i -> n a")
+    gradient += einsum(by_away, jacobian_away, away, "n, n i a, n i -> n a")
+    index = torch.cat([system.layout.camera[:-1], system.layout.camera[1:]], dim=-1)
+    system.add(index, matrix, gradient)
+    return weight * float(turn.norm(dim=-1).sum() + away.norm(dim=-1).sum())
+
+
+def _weights(residual: Tensor, weight: float) -> Tensor:
+    return weight / residual.norm(dim=-1).clamp_min(_FLOOR)
