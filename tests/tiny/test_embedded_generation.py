@@ -46,6 +46,7 @@ def test_a_photo_and_a_prompt_are_enough(embedded, command, tmp_path, caplog, ca
     models = run["settings"]["models"]
     assert models["origin"].startswith("Using the embedded weights.")
     assert models["profile"]["name"] == "own"
+    assert models["profile"]["snap_to_edges"] is True
     assert models["lora_weight"] == 1.0
     assert run["settings"]["depth"].startswith("tiny")
     assert run["settings"]["generation"]["strag"]["sampling"]["guidance_scale"] == 1.5
