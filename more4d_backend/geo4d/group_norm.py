@@ -36,11 +36,17 @@ def group_norm_plain(
     values: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool
 ) -> Tensor:
     """See `group_norm`: with plain torch, for any device and for gradients."""
-    # Of four axes, so that torch keeps channels last where it can.
-    flat = values.flatten(1, -2).unsqueeze(2).permute(0, 3, 1, 2)  # N C L 1
-    normed = F.group_norm(flat, groups, weight, bias, eps)
+    flat = values.flatten(1, -2)  # N L C
+    if torch.is_grad_enabled() and weight.requires_grad and not values.requires_grad:
+        # On CPUs the backward pass of torch 2.13 with channels last writes the gradient of the
+        # input even where there is none, and crashes the process.
+        normed = F.group_norm(flat.transpose(1, 2), groups, weight, bias, eps).transpose(1, 2)
+    else:
+        # Of four axes, so that torch keeps channels last where it can.
+        pictures = flat.unsqueeze(2).permute(0, 3, 1, 2)  # N C L 1
+        normed = F.group_norm(pictures, groups, weight, bias, eps).permute(0, 2, 3, 1)
     normed = F.silu(normed) if silu else normed
-    return normed.permute(0, 2, 3, 1).reshape(values.shape)
+    return normed.reshape(values.shape)
 
 
 def _fused(values: Tensor, weight: Tensor) -> bool:

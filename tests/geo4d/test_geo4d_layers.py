@@ -30,6 +30,23 @@ def test_group_norm_is_torchs_with_the_channels_last(shape, silu):
     torch.testing.assert_close(channels_first(result), expected, atol=1e-12, rtol=0)
 
 
+FROZEN_INPUT = """
+import torch
+from more4d_backend.geo4d.layers import GroupNorm
+
+norm = GroupNorm(4, 8, 1e-5, silu=True)
+norm(torch.randn(2, 3, 5, 8)).pow(2).sum().backward()
+assert norm.weight.grad.abs().min() > 0
+"""
+
+
+def test_a_norm_learns_although_what_it_sees_is_frozen():
+    # torch crashes where this goes wrong: a process of its own.
+    command = [sys.executable, "-c", FROZEN_INPUT]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 COMPARISON = """
 import torch
 from more4d_backend.geo4d import group_norm_triton
