@@ -145,6 +145,19 @@ def test_weights_that_are_brought_when_they_are_needed_compute_the_same(
     close(found["velocity"], recorded["out.with_guidance"])
 
 
+def test_compiled_blocks_compute_the_same_with_and_without_guidance(
+    native_host, strag_file, recorded
+):
+    found = native_host.call(
+        "networks.velocity", path=strag_file, compiled=True, **guided(recorded)
+    )
+    close(found["velocity"], recorded["out.with_guidance"])
+    found = native_host.call(
+        "networks.velocity", path=strag_file, compiled=True, **inputs(recorded)
+    )
+    close(found["velocity"], recorded["out.without_guidance"])
+
+
 @pytest.mark.parametrize("shift", [None, 5.0])
 def test_the_scheduler_normal_gives_the_released_sigmas(native_host, strag_file, parity_dir, shift):
     wanted = load_file(parity_dir / "scheduler.safetensors")["sigmas50"]

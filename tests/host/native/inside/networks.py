@@ -26,7 +26,7 @@ def about(path):
 
 def velocity(
     path, x, timestep, context, clip=None, reference=None, image=None, unguided_frame=-1,
-    lora=None, strength=1.0, dtype=None, little_memory=False, registered=True,
+    lora=None, strength=1.0, dtype=None, little_memory=False, registered=True, compiled=False,
 ):  # fmt: skip
     """One call of the network, with guidance where an image is given."""
     if not registered:
@@ -44,6 +44,9 @@ def velocity(
         model.load(torch.device("cpu"), lowvram_model_memory=1)
     else:
         comfy.model_management.load_models_gpu([model])
+    if compiled:
+        for block in model.model.diffusion_model.blocks:
+            block.forward = torch.compile(block.forward, backend="eager")
     result = _call(model, x, timestep, context, clip, reference, image, unguided_frame)
     kind = type(model.model.model_config).__name__
     if little_memory:
