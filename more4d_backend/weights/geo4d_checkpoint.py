@@ -81,14 +81,16 @@ def geo4d_pair(path: Path) -> WeightFile | None:
 
     None where there is no such pair.
     """
-    if path.is_dir():
+    folder = path if path.is_dir() else path.parent
+    files = [folder / "model.ckpt", folder / "vae.ckpt"]
+    if path.is_file():
+        files[0] = path
+        if path.suffix != ".ckpt" or path.name == "vae.ckpt":
+            return None
+    if not all(file.is_file() for file in files):
+        if not path.is_dir() or any(path.glob("*.index.json")):  # parts of one sharded file
+            return None
         files = [p for p in sorted(path.iterdir()) if p.is_file() and p.suffix in _SUFFIXES]
-        if any(path.glob("*.index.json")):  # parts of one sharded file
-            return None
-    else:
-        files = [path, path.with_name("vae.ckpt")]
-        if path.suffix != ".ckpt" or path.name == "vae.ckpt" or not files[1].is_file():
-            return None
     if len(files) != 2:
         return None
     opened = {recognize(file).kind: file for file in map(open_weights, files)}

@@ -177,6 +177,9 @@ def test_the_pair_is_found_under_any_names_and_from_the_checkpoint_itself(
 ):
     folder = written(tmp_path / "geo4d", *release)
     convert_file(folder / "model.ckpt", tmp_path / "a.safetensors")
+    convert_file(folder, folder / "beside.safetensors")
+    assert check_file(folder).found.kind is WeightKind.GEO4D_CHECKPOINT
+    (folder / "beside.safetensors").unlink()
     (folder / "model.ckpt").rename(folder / "model.ckptq9x.part")
     convert_file(folder, tmp_path / "b.safetensors")
     first, second = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
