@@ -275,3 +275,29 @@ def test_other_wan_models_are_untouched(
             given["x"], given["timestep"], given["context"], given["clip"], return_dict=False
         )[0]
     close(found["velocity"], wanted)
+
+
+@pytest.fixture(scope="module")
+def released(parity_dir):
+    keys = json.loads((parity_dir / "released_keys.json").read_text())
+    return {name: {k: tuple(s) for k, s in part.items()} for name, part in keys.items()}
+
+
+def test_the_released_strag_has_a_place_for_every_weight(native_host, released):
+    shapes = released["4D-STraG transformer (VideoX-Fun key names)"]
+    found = native_host.call("networks.released_layout", shapes=shapes)
+    assert found["config"] == "STraG"
+    assert found["shapes"] == {name: shapes[name] for name in found["kept"]}
+    unused = {OMNIMAE_PREFIX + name for name in omnimae_training_parts()}
+    assert set(shapes) - set(found["kept"]) == unused & set(shapes)
+
+
+def test_the_released_vism_lora_has_a_place_for_every_part(native_host, released):
+    lora = released["4D-ViSM LoRA (kohya key names, rank 128, alpha 64)"]
+    base = next(s for name, s in released.items() if "InP" in name and "LoRA" not in name)
+    found = native_host.call("networks.released_layout", shapes=base)
+    assert found["config"] == "WAN21_I2V"
+    # The host takes one underscore where the released names have two.
+    modules = {name.partition(".")[0].replace("lora_unet__", "lora_unet_") for name in lora}
+    assert len(modules) == 488
+    assert modules <= set(found["lora_names"])

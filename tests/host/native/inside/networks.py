@@ -1,6 +1,7 @@
 """The networks themselves, as the host loads them."""
 
 import comfy.lora
+import comfy.model_detection
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
@@ -90,3 +91,19 @@ def sigmas(path, scheduler, steps, shift=None):
         (model,) = ModelSamplingSD3().patch(model, shift)
     sampling = model.get_model_object("model_sampling")
     return {"sigmas": comfy.samplers.calculate_sigmas(sampling, scheduler, steps)}
+
+
+def released_layout(shapes):
+    """Names and shapes that the host's model has for a file of these, without values."""
+    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    config = comfy.model_detection.model_config_from_unet(weights, "")
+    config.set_inference_dtype(torch.bfloat16, None)
+    with torch.device("meta"):
+        model = config.get_model(weights, "", device="meta")
+    network = model.diffusion_model
+    return {
+        "config": type(config).__name__,
+        "shapes": {name: tuple(t.shape) for name, t in network.state_dict().items()},
+        "kept": sorted(config.process_unet_state_dict(weights)),
+        "lora_names": sorted(comfy.lora.model_lora_keys_unet(model, {})),
+    }
