@@ -164,7 +164,7 @@ def measure(
         seconds, result = timed(work, arguments.repeats, on_cuda)
         rows.setdefault(name, {})[variant.name] = 1000 * seconds / count
         outputs.setdefault(name, {})[variant.name] = result.float().cpu()
-        if arguments.profile and variant.name == "ours":
+        if arguments.profile and on_cuda and variant.name == "ours":
             profile(name, work)
     if on_cuda:
         peaks[variant.name] = torch.cuda.max_memory_allocated() / (1 << 30)
@@ -187,12 +187,12 @@ def timed(work: Work, repeats: int, on_cuda: bool) -> tuple[float, Tensor]:
 
 def profile(name: str, work: Work) -> None:
     """Print which kernels one call spends its time in."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as torch_profile
-
-    with torch_profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as run:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as run:
         work()
-    events = [e for e in run.key_averages() if e.self_device_time_total > 0 and e.device_type]
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    events = [event for event in run.key_averages() if event.device_type == on_device]
     events.sort(key=lambda event: -event.self_device_time_total)
     total = sum(event.self_device_time_total for event in events) / 1000
     print(f"\n--- {name}: {total:.1f} ms of kernels in one call")
