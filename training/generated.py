@@ -56,14 +56,14 @@ class GeneratedBatches:
             dataset,
             batch_sampler=_Consecutive(size, self.num_batches),
             num_workers=self.num_workers,
-            collate_fn=_as_arrays,
+            collate_fn=as_arrays,
             # A forked process could not use the GPU.
             multiprocessing_context="spawn" if self.num_workers else None,
             prefetch_factor=3 if self.num_workers else None,
             generator=torch.Generator().manual_seed(0),
         )
         for arrays in loader:
-            yield _as_batch(arrays).to(self.device)
+            yield as_batch(arrays).to(self.device)
 
 
 class _Consecutive(Sampler[list[int]]):
@@ -75,13 +75,17 @@ class _Consecutive(Sampler[list[int]]):
             yield list(range(number * self.size, (number + 1) * self.size))
 
 
-def _as_arrays(samples: list[TrainingSample]) -> dict[str, Any]:
+def as_arrays(samples: list[TrainingSample]) -> dict[str, Any]:
+    """Stack samples as arrays, to be handed from one process to another."""
     # Arrays go through a pipe; tensors would need more shared memory than containers give.
     batch = stack_samples(samples)
     named = {f.name: getattr(batch, f.name) for f in fields(batch)}
     return {n: v.cpu().numpy() if isinstance(v, Tensor) else v for n, v in named.items()}
 
 
-def _as_batch(arrays: dict[str, Any]) -> TrainingBatch:
-    values = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in arrays.items()}
+def as_batch(arrays: dict[str, Any]) -> TrainingBatch:
+    """Return the batch that `as_arrays` took apart."""
+    values: dict[str, Any] = {
+        n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in arrays.items()
+    }
     return TrainingBatch(**values)

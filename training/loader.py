@@ -1,12 +1,15 @@
-"""Batches from shards: one endless shuffled order, cut among ranks, resumable to the sample."""
+"""Batches of samples: one endless shuffled order, cut among ranks, resumable to the sample."""
 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .generated import as_arrays, as_batch
+from .procedural import ProceduralDataset
 from .samples import SampleError, TrainingBatch, TrainingSample, stack_samples
 from .settings import TrainerSettings
 
@@ -154,11 +157,14 @@ class TrainingLoader:
             num_ranks=self.num_ranks,
             start=state.position,
         )
+        # Workers that use the GPU cannot be forked, and hand their batches over in main memory.
+        abroad = self.num_workers > 0 and _device_of(self.dataset).type != "cpu"
         loader = DataLoader(
             self.dataset,
             batch_sampler=batches,
             num_workers=self.num_workers,
-            collate_fn=stack_samples,
+            collate_fn=_handed_over if abroad else stack_samples,
+            multiprocessing_context="spawn" if abroad else None,
             pin_memory=torch.cuda.is_available(),
             # A seed of its own, or the loader would draw one from the trainer's random state.
             generator=torch.Generator().manual_seed(state.seed),
@@ -170,4 +176,26 @@ class TrainingLoader:
                 num_samples=state.num_samples,
                 position=self.state.position + self.batch_size * self.num_ranks,
             )
-            yield batch
+            yield batch if isinstance(batch, TrainingBatch) else batch.batch()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HandedOver:
+    """A batch on its way from one process to another."""
+
+    arrays: dict[str, Any]
+
+    def batch(self) -> TrainingBatch:
+        return as_batch(self.arrays)
+
+    def pin_memory(self) -> TrainingBatch:
+        """The data loader calls this, beside the trainer's own work."""
+        return self.batch().pin_memory()
+
+
+def _handed_over(samples: list[TrainingSample]) -> _HandedOver:
+    return _HandedOver(arrays=as_arrays(samples))
+
+
+def _device_of(dataset: Dataset[TrainingSample]) -> torch.device:
+    return dataset.device if isinstance(dataset, ProceduralDataset) else torch.device("cpu")

@@ -1,6 +1,6 @@
 """Settings that all trainers share: the run, its data, its optimiser."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -78,26 +78,44 @@ class RunSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProceduralSource:
+    """How samples are made where `data.train` or `data.validation` is `procedural`."""
+
+    recipe: Literal["released", "tiny", "quick"] = "tiny"
+    """What is drawn, as `python -m training.procedural` knows it; at `data.size`."""
+
+    first_seed: int = 0
+    """Of the samples to train on. Those of validation are others, always the same."""
+
+    on_device: bool = True
+    """Cast the rays on the device that trains, else on the CPU. Either is done by
+    `data.num_workers` processes, or with 0 by the trainer itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
     """What to train on."""
 
     train: Path
-    """Folder of shards."""
+    """Folder of shards, or `procedural`: made from seeds as they are needed."""
 
     size: SampleSize
     """Samples are cut to this."""
 
     validation: Path | None = None
-    """Folder of shards that are not in `train`. None: no validation."""
+    """Folder of shards that are not in `train`, or `procedural`. None: no validation."""
 
     num_validation_samples: int = 8
     """The first ones of `validation`."""
 
     num_workers: int = 8
-    """Processes that read, per rank."""
+    """Processes that read or make samples, per rank. 0: the trainer does."""
 
     max_samples: int | None = None
     """Use only the first ones of `train`."""
+
+    procedural: ProceduralSource = field(default_factory=ProceduralSource)
+    """See `ProceduralSource`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from .losses import divergence_loss, motion_loss, visibility_weight
 from .networks import PROFILES, motion_vae_to_train
 from .recipes import MotionVaeConfig
 from .samples import TrainingBatch
-from .shards import ShardDataset
+from .sources import training_samples
 from .targets import normalized_motion
 from .validation import (
     ValidationSet,
@@ -69,8 +69,8 @@ def train(config: MotionVaeConfig) -> Path:
     profile = PROFILES[config.profile]
 
     # 2. The data.
-    dataset = ShardDataset(config.data.train, config.data.size, config.data.max_samples)
-    validation = ValidationSet(config.data, config.run.validate_every)
+    dataset = training_samples(config.data, run.device, novel_views=False)
+    validation = ValidationSet(config.data, config.run.validate_every, run.device)
     loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
 
     # 3. The network, its objective and its optimiser.

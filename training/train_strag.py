@@ -38,7 +38,7 @@ from .losses import (
 )
 from .recipes import StragConfig
 from .samples import TrainingBatch
-from .shards import ShardDataset
+from .sources import training_samples
 from .strag_validation import generated_motion
 from .targets import normalized_motion
 from .validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, save_pictures
@@ -182,8 +182,8 @@ def train(config: StragConfig) -> Path:
     run = TrainingRun(config)
 
     # 2. The data.
-    dataset = ShardDataset(config.data.train, config.data.size, config.data.max_samples)
-    validation = ValidationSet(config.data, config.run.validate_every)
+    dataset = training_samples(config.data, run.device, novel_views=False)
+    validation = ValidationSet(config.data, config.run.validate_every, run.device)
     loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
 
     # 3. The networks, the objective and its optimiser.

@@ -38,7 +38,7 @@ from .loop import TrainingRun
 from .losses import add_noise, flow_matching_loss, stratified_noise_levels
 from .recipes import VismConfig
 from .samples import TrainingBatch
-from .shards import ShardDataset
+from .sources import training_samples
 from .validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, save_pictures
 
 if TYPE_CHECKING:
@@ -146,10 +146,10 @@ def train(config: VismConfig) -> Path:
         run.refuse_sharded("A LoRA is written from whole parameters")
 
     # 2. The data.
-    dataset = ShardDataset(config.data.train, config.data.size, config.data.max_samples)
+    dataset = training_samples(config.data, run.device, novel_views=config.holes.novel > 0)
     if config.holes.novel > 0 and not dataset.has_novel_views:
         _log.warning("Not every sample has a novel view: batches without take other holes.")
-    validation = ValidationSet(config.data, config.run.validate_every)
+    validation = ValidationSet(config.data, config.run.validate_every, run.device)
     loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
 
     # 3. The networks, the objective and its optimiser.

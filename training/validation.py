@@ -13,22 +13,23 @@ from .loop import TrainingRun
 from .samples import TrainingBatch, stack_samples
 from .settings import DataSettings
 from .shards import ShardDataset
+from .sources import validation_samples
 
 NOISE_LEVELS = (0.2, 0.5, 0.8, 0.95)
 """Noise levels at which validation losses are measured, always with the same noise."""
 
 
 class ValidationSet:
-    """The first samples of the validation folder, one by one, the same every time."""
+    """The first samples of the validation data, one by one, the same every time."""
 
-    def __init__(self, settings: DataSettings, every: int) -> None:
-        """Open the folder, if the settings name one and validation every so many steps.
+    def __init__(self, settings: DataSettings, every: int, device: torch.device) -> None:
+        """Open the data, if the settings name some and validation every so many steps.
 
         Raises:
             FileFormatError, SampleError: the folder cannot be used.
         """
-        folder = settings.validation if every > 0 else None
-        self._dataset = None if folder is None else ShardDataset(folder, settings.size)
+        self._dataset = validation_samples(settings, device) if every > 0 else None
+        self._made: dict[int, TrainingBatch] = {}
         self._wanted = settings.num_validation_samples
 
     def __len__(self) -> int:
@@ -37,8 +38,15 @@ class ValidationSet:
     def samples(self, device: torch.device) -> Iterator[TrainingBatch]:
         """Yield batches of one sample."""
         for index in range(len(self)):
-            assert self._dataset is not None
-            yield stack_samples([self._dataset[index]]).to(device)
+            yield self._sample(index).to(device)
+
+    def _sample(self, index: int) -> TrainingBatch:
+        assert self._dataset is not None
+        if isinstance(self._dataset, ShardDataset):
+            return stack_samples([self._dataset[index]])
+        if index not in self._made:  # to make it takes longer than to read it
+            self._made[index] = stack_samples([self._dataset[index]]).to("cpu")
+        return self._made[index]
 
 
 def fixed_generator(index: int, device: torch.device) -> torch.Generator:
