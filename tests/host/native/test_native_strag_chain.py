@@ -120,3 +120,19 @@ def test_the_nodes_make_the_scene_that_the_pipeline_makes(
     assert torch.equal(found["visibility"], wanted.points.visibility)
     assert found["grid_hw"] == wanted.points.grid_hw
     torch.testing.assert_close(found["intrinsics"], wanted.cameras.intrinsics)
+
+
+def test_without_clip_image_tokens_are_zero_as_in_the_pipeline(native_host, models):
+    networks, files, with_image = models
+    picture, (prompts, _) = photo(HEIGHT, WIDTH), tokens(2, with_image)
+    sampling = SamplingSettings(num_steps=STEPS, guidance_scale=CFG)
+    settings = StragSettings(num_frames=5, size_hw=(HEIGHT, WIDTH), sampling=sampling)
+    wanted = headless(networks, OWN, picture, prompts, None, settings)
+    image, depth, intrinsics = picture
+    found = native_host.call(
+        "chains.strag", files=files, profile="own", image=image, depth=depth,
+        intrinsics=intrinsics, prompt=prompts[:1], negative=prompts[1:], clip=None,
+        size_hw=(HEIGHT, WIDTH), fit="crop", num_frames=5, steps=STEPS, cfg=CFG, seed=SEED,
+    )  # fmt: skip
+    error = (found["positions"] - wanted.points.positions).abs().max()
+    assert error < 1e-4 * wanted.points.motion.abs().max()
