@@ -35,6 +35,7 @@ SIZE = Geo4DSize(
     vae=VAESize(channels=32, channel_mult=(1, 2), num_res_blocks=1),
     num_frames=2,
 )
+RESAMPLER = dict(dim=64, depth=1, heads=1, num_queries=32, embedding_dim=80, output_dim=64)
 SCHEDULE = (
     "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
     "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod "
@@ -113,7 +114,7 @@ def release():
     torch.manual_seed(0)
     stock, points = Geo4DVAE(SIZE.vae), Geo4DVAE(SIZE.vae)
     points.encoder, points.quant_conv = stock.encoder, stock.quant_conv
-    resampler = Resampler(dim=64, depth=1, heads=1, num_queries=32, embedding_dim=80, output_dim=64)
+    resampler = Resampler(**RESAMPLER)
     model = {f"model.diffusion_model.{n}": t for n, t in Geo4DUNet(SIZE).state_dict().items()}
     model |= {f"first_stage_model.{n}": t for n, t in vae_names(stock).items()}
     model |= {f"image_proj_model.{n}": t for n, t in resampler.state_dict().items()}
@@ -274,22 +275,17 @@ def test_the_context_is_what_the_checkpoints_own_towers_say(release, tmp_path):
     state |= {n: t for n, t in release[0].items() if n.startswith("embedder.model.visual.")}
     clip.load_state_dict({n.split(".model.")[1]: t for n, t in state.items()})
     seen = {}
-    clip.transformer.resblocks[-2].register_forward_hook(
-        lambda module, given, result: seen.update(text=result)
-    )
-    clip.visual.transformer.register_forward_hook(
-        lambda module, given, result: seen.update(image=result)
-    )
+    last_but_one = clip.transformer.resblocks[-2]
+    last_but_one.register_forward_hook(lambda *call: seen.update(text=call[-1]))
+    clip.visual.transformer.register_forward_hook(lambda *call: seen.update(image=call[-1]))
     with torch.no_grad():
         clip.encode_text(open_clip.tokenize([geo4d_context.PROMPT]))
-        mean, std = (
-            torch.tensor(open_clip.OPENAI_DATASET_MEAN),
-            torch.tensor(open_clip.OPENAI_DATASET_STD),
-        )
+        constants = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        mean, std = map(torch.tensor, constants)
         clip.encode_image(((0.5 - mean) / std).view(1, 3, 1, 1).expand(1, 3, 28, 28))
         text = clip.ln_final(seen["text"])
     torch.testing.assert_close(context[:, :77], text, atol=1e-5, rtol=0)
-    resampler = Resampler(dim=64, depth=1, heads=1, num_queries=32, embedding_dim=80, output_dim=64)
+    resampler = Resampler(**RESAMPLER)
     prefix = "image_proj_model."
     own = {n.removeprefix(prefix): t for n, t in release[0].items() if n.startswith(prefix)}
     resampler.load_state_dict(own)
