@@ -25,13 +25,15 @@ def path_from(
     num_frames: int | None = None,
     *,
     settings: PathSettings | None = None,
+    in_scene_world: bool = False,
 ) -> Cameras:
     """Make the camera path that `source` names, starting at the scene's input view.
 
     `source` is a name that `camera_paths.path_descriptions` lists, or else the path of a keyframe
     JSON or of any file that `camera_files` reads. A file's path is moved to start at the input
     view, brought to the input view's image size and retimed to `num_frames` (default: the
-    scene's number, or the file's own where the scene is a single frame).
+    scene's number, or the file's own where the scene is a single frame). `in_scene_world` says
+    that a camera file's world is the scene's, so that its path is not moved.
 
     Raises:
         CameraPathError: unknown name; settings that the path cannot follow.
@@ -50,7 +52,9 @@ def path_from(
             keyframes, start, num_frames or 49, scene_scale=scene_scale(scene)
         )
     path = load_cameras(source, like=start)
-    path = rebase_path(path.resized(start.height, start.width), start, scale=settings.amplitude)
+    path = path.resized(start.height, start.width)
+    if not in_scene_world:
+        path = rebase_path(path, start, scale=settings.amplitude)
     if num_frames is not None and num_frames != path.num_frames:
         _log.info("%s has %d cameras; retimed to %d.", source, path.num_frames, num_frames)
         path = retime_path(path, num_frames)

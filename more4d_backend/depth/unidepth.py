@@ -15,7 +15,8 @@ from torch import Tensor
 from .hub_models import weights_folder
 from .provider import DepthPrediction, DepthProviderError
 
-_INSTALL = "pip install git+https://github.com/lpiccinelli-eth/UniDepth"
+INSTALL = "pip install git+https://github.com/lpiccinelli-eth/UniDepth"
+"""Not on PyPI."""
 
 
 class UniDepth:
@@ -46,7 +47,7 @@ class UniDepth:
         except ImportError as e:
             raise DepthProviderError(
                 f"UniDepth is not installed ({e}). Its licence, CC BY-NC 4.0, forbids commercial "
-                f"use, so it is not one of our requirements. If that suits you: {_INSTALL}"
+                f"use, so it is not one of our requirements. If that suits you: {INSTALL}"
             ) from e
         folder = weights_folder(source or cls.default_source, download=download)
         model = UniDepthV2.from_pretrained(folder)

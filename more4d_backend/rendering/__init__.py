@@ -2,6 +2,7 @@
 
 from .holes import fill_pinholes as fill_pinholes
 from .holes import hole_mask as hole_mask
+from .reference import bytes_per_frame as bytes_per_frame
 from .reference import check_renderable as check_renderable
 from .reference import render as render
 from .settings import RenderError as RenderError

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..scene import Cameras, PointMaps, Scene4D
 from . import gaussian_torch, gsplat_cuda
 from .gaussians import blended, gaussians_of
-from .settings import RenderError, RenderOutput, RenderSettings
+from .settings import RenderError, RenderMode, RenderOutput, RenderSettings
 from .shading import at_points
 from .splat import splat
 from .surface import first_spacing, surface_of
@@ -100,6 +100,13 @@ def check_renderable(scene: Scene4D, cameras: Cameras, settings: RenderSettings)
     """
     _check_frames(scene, cameras)
     _check_not_empty(_anything_to_draw(scene, settings), scene, settings)
+
+
+def bytes_per_frame(scene: Scene4D, cameras: Cameras, mode: RenderMode) -> int:
+    """Working memory of each frame that is rendered at once, rounded up; without the scene's."""
+    num_points = scene.points.positions[0, ..., 0].numel()
+    num_pixels = cameras.height * cameras.width
+    return num_points * _BYTES_PER_POINT[mode] + num_pixels * _BYTES_PER_PIXEL[mode]
 
 
 def nearest(points: PointFrames, cameras: Cameras) -> RenderOutput:
@@ -227,9 +234,7 @@ def _log_backend(settings: RenderSettings, device: torch.device) -> None:
 def _frames_that_fit(
     scene: Scene4D, cameras: Cameras, settings: RenderSettings, device: torch.device
 ) -> int:
-    num_points = scene.points.positions[0, ..., 0].numel()
-    per_frame = num_points * _BYTES_PER_POINT[settings.mode]
-    per_frame += cameras.height * cameras.width * _BYTES_PER_PIXEL[settings.mode]
+    per_frame = bytes_per_frame(scene, cameras, settings.mode)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         if cameras.num_frames * per_frame < total * _UNASKED_SHARE:

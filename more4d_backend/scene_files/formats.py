@@ -19,12 +19,15 @@ from .points import (
 from .tapvid import load_tapvid3d, save_tapvid3d
 from .usd import save_usd
 
+_Progress = Callable[[int, int], None] | None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneFormat:
     """One way to write a scene."""
 
-    write: Callable[[Path, Scene4D], None]
+    write: Callable[[Path, Scene4D, _Progress], None]
+    """The last argument is told (frames done, all frames), where frames are written one by one."""
 
     suffixes: tuple[str, ...]
     """Endings of file names; empty for a folder of files."""
@@ -32,22 +35,44 @@ class SceneFormat:
     description: str
 
 
-def _write_ply(path: Path, scene: Scene4D) -> None:
-    _one_frame_or_folder(path, scene, save_ply, save_ply_sequence)
+def _write_scene(path: Path, scene: Scene4D, progress: _Progress) -> None:
+    del progress  # one file, at once
+    save_scene(path, scene)
 
 
-def _write_gaussians(path: Path, scene: Scene4D) -> None:
-    _one_frame_or_folder(path, scene, save_gaussian_ply, save_gaussian_ply_sequence)
+def _write_tapvid3d(path: Path, scene: Scene4D, progress: _Progress) -> None:
+    del progress  # one file, at once
+    save_tapvid3d(path, scene)
+
+
+def _write_ply(path: Path, scene: Scene4D, progress: _Progress) -> None:
+    if _holds_one_frame(path, scene):
+        save_ply(path, scene)
+    else:
+        save_ply_sequence(path, scene, progress=progress)
+
+
+def _write_gaussians(path: Path, scene: Scene4D, progress: _Progress) -> None:
+    if _holds_one_frame(path, scene):
+        save_gaussian_ply(path, scene)
+    else:
+        save_gaussian_ply_sequence(path, scene, progress=progress)
+
+
+def _write_usd(path: Path, scene: Scene4D, progress: _Progress) -> None:
+    save_usd(path, scene, progress=progress)
 
 
 SCENE_FORMATS: dict[str, SceneFormat] = {
     "more4d": SceneFormat(
-        write=save_scene,
+        write=_write_scene,
         suffixes=(".safetensors",),
         description="a whole scene in one file, to be read back",
     ),
     "tapvid3d": SceneFormat(
-        write=save_tapvid3d, suffixes=(".npz",), description="tracks with the keys of TAPVid-3D"
+        write=_write_tapvid3d,
+        suffixes=(".npz",),
+        description="tracks with the keys of TAPVid-3D",
     ),
     "ply": SceneFormat(
         write=_write_ply,
@@ -60,7 +85,7 @@ SCENE_FORMATS: dict[str, SceneFormat] = {
         description="3D Gaussians for splat viewers: a folder, or one .ply of one frame",
     ),
     "usd": SceneFormat(
-        write=save_usd,
+        write=_write_usd,
         suffixes=(".usd", ".usdc", ".usda"),
         description="animated points and camera for Blender, Houdini, Omniverse (needs usd-core)",
     ),
@@ -78,9 +103,15 @@ SCENE_SUFFIXES = tuple(_READERS)
 
 
 def export_scene(
-    path: str | os.PathLike[str], scene: Scene4D, scene_format: str | None = None
+    path: str | os.PathLike[str],
+    scene: Scene4D,
+    scene_format: str | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a scene in one of `SCENE_FORMATS`; None takes the first that the ending fits.
+
+    `progress` is called with (frames done, all frames) where a format is written frame by frame.
 
     Raises:
         ValueError: the format is unknown (the nearest is named), or cannot hold this scene.
@@ -103,7 +134,7 @@ def export_scene(
         raise OutputError(
             f"{path.name} ends in {suffix!r}; the format {scene_format} needs {endings}."
         )
-    chosen.write(path, scene)
+    chosen.write(path, scene, progress)
 
 
 def check_scene_format(scene_format: str) -> None:
@@ -136,17 +167,12 @@ def import_scene(path: str | os.PathLike[str]) -> Scene4D:
     return reader(path)
 
 
-def _one_frame_or_folder(
-    path: Path,
-    scene: Scene4D,
-    write_one: Callable[[Path, Scene4D], None],
-    write_all: Callable[[Path, Scene4D], None],
-) -> None:
+def _holds_one_frame(path: Path, scene: Scene4D) -> bool:
     if not path.suffix:
-        return write_all(path, scene)
+        return False
     if scene.num_frames != 1:
         raise OutputError(
             f"The scene has {scene.num_frames} frames, and {path.name} holds one. Name a folder "
             f"(such as {path.stem}) to get one file per frame."
         )
-    return write_one(path, scene)
+    return True

@@ -71,6 +71,28 @@ class FramePoints:
     """Which of all points of the scene these are."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameGaussians:
+    """The visible points of one frame as Gaussians of opacity `GAUSSIAN_OPACITY`."""
+
+    positions: Float[Tensor, "point 3"]
+    """World coordinates of the centres."""
+
+    colors: Float[Tensor, "point 3"]
+    """sRGB in [0, 1]."""
+
+    sigma: Float[Tensor, "point 3"]
+    """Standard deviation along each axis, in world units; above 0."""
+
+    quaternion_wxyz: Float[Tensor, "point 4"]
+    """Axes of the Gaussian to world axes."""
+
+    @property
+    def harmonics(self) -> Float[Tensor, "point 3"]:
+        """Colours as coefficients of the constant spherical harmonic."""
+        return (self.colors - 0.5) / SH_DEGREE_0
+
+
 def frame_points(scene: Scene4D, frame: int) -> FramePoints:
     """Return the points of one frame that are there to be drawn, on the CPU."""
     points = _point_frames(scene, frame)
@@ -151,7 +173,8 @@ def _point_rows(scene: Scene4D, frame: int) -> np.ndarray:
     return rows
 
 
-def _gaussian_rows(scene: Scene4D, frame: int) -> np.ndarray:
+def frame_gaussians(scene: Scene4D, frame: int) -> FrameGaussians:
+    """Return the visible points of one frame as the renderer's Gaussians, on the CPU."""
     points = _point_frames(scene, frame)
     surface = surface_of(points, first_spacing(scene, _CPU))
     gaussians = gaussians_of(points, surface, SIGMA_PER_SPACING)
@@ -159,14 +182,23 @@ def _gaussian_rows(scene: Scene4D, frame: int) -> np.ndarray:
     variances, axes = torch.linalg.eigh(gaussians.covariances[0][shown].double())
     # A sheet has no thickness, whose logarithm would be minus infinity.
     sigma = variances.clamp_min(0).sqrt()
-    sigma = sigma.maximum(THINNEST * sigma[:, 2:])
     axes[..., 0] *= torch.linalg.det(axes)[:, None]  # a rotation, not a reflection
-    rows = np.zeros(int(shown.sum()), GAUSSIAN_DTYPE)
-    _fill(rows, ("x", "y", "z"), gaussians.means[0][shown])
-    _fill(rows, ("f_dc_0", "f_dc_1", "f_dc_2"), (points.colors[0][shown] - 0.5) / SH_DEGREE_0)
+    return FrameGaussians(
+        positions=gaussians.means[0][shown],
+        colors=points.colors[0][shown],
+        sigma=sigma.maximum(THINNEST * sigma[:, 2:]),
+        quaternion_wxyz=quaternion_wxyz_from_matrix(axes),
+    )
+
+
+def _gaussian_rows(scene: Scene4D, frame: int) -> np.ndarray:
+    gaussians = frame_gaussians(scene, frame)
+    rows = np.zeros(len(gaussians.positions), GAUSSIAN_DTYPE)
+    _fill(rows, ("x", "y", "z"), gaussians.positions)
+    _fill(rows, ("f_dc_0", "f_dc_1", "f_dc_2"), gaussians.harmonics)
     rows["opacity"] = np.log(GAUSSIAN_OPACITY / (1 - GAUSSIAN_OPACITY))
-    _fill(rows, ("scale_0", "scale_1", "scale_2"), sigma.log())
-    _fill(rows, ("rot_0", "rot_1", "rot_2", "rot_3"), quaternion_wxyz_from_matrix(axes))
+    _fill(rows, ("scale_0", "scale_1", "scale_2"), gaussians.sigma.log())
+    _fill(rows, ("rot_0", "rot_1", "rot_2", "rot_3"), gaussians.quaternion_wxyz)
     return rows
 
 
