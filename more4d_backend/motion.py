@@ -35,15 +35,27 @@ class MotionNormalization:
     finite, while tiny and negative depth stays. `floor`: the median where it is not a positive
     finite number, and at least `relative_floor` of the median everywhere."""
 
+    gain: float = 1.0
+    """Normalised motion is this many times what the equation says. Usual motion is a tenth of the
+    picture, and a VAE made for colours learns little from a picture of -0.1 to 0.1."""
+
     relative_floor: float = 0.02
     """For `floor`: a point nearer than this part of the median depth counts as that near, since
     its motion would otherwise outweigh all other points'."""
 
+    divide_by: Literal["depth", "median"] = "depth"
+    """Each point's own depth; or the median over the points, which leaves the guidance by depth
+    out to see what it does (paper, table 4)."""
+
     def __post_init__(self) -> None:
         if self.focal_xy is not None and not min(self.focal_xy) > 0:
             raise ValueError(f"focal_xy is {self.focal_xy}; expected two positive numbers or None.")
+        if not self.gain > 0:
+            raise ValueError(f"gain is {self.gain}; expected a positive number.")
         if self.depth_repair not in ("one", "floor"):
             raise ValueError(f"depth_repair is {self.depth_repair!r}; expected 'one' or 'floor'.")
+        if self.divide_by not in ("depth", "median"):
+            raise ValueError(f"divide_by is {self.divide_by!r}; expected 'depth' or 'median'.")
         if not 0 < self.relative_floor < 1:
             raise ValueError(
                 f"relative_floor is {self.relative_floor}; expected a number between 0 and 1."
@@ -54,8 +66,9 @@ RELEASED_MOTION = MotionNormalization(focal_xy=((512 / 368) / (960 / 720), 1.0),
 """The released training code: (24/23, 1), the focal lengths by its own rule of a 960x720 video
 shown at 512x368, for every sample, whatever the sample's true camera."""
 
-OWN_MOTION = MotionNormalization(focal_xy=None, depth_repair="floor")
-"""Equation 1 as published, with the camera of each scene. What our trainer writes."""
+OWN_MOTION = MotionNormalization(focal_xy=None, depth_repair="floor", gain=8.0)
+"""Equation 1 as published, with the camera of each scene, brought to the range of colours. What our
+trainer writes."""
 
 
 def normalize_motion(
@@ -108,8 +121,11 @@ def _factor(
         focal_x, focal_y = float(K[0, 0]) / cameras.width, float(K[1, 1]) / cameras.height
     else:
         focal_x, focal_y = normalization.focal_xy
-    scale = depth.new_tensor([focal_x, focal_y, 1.0])
-    return scale / repaired_depth(depth, normalization)[..., None]
+    scale = normalization.gain * depth.new_tensor([focal_x, focal_y, 1.0])
+    divisor = repaired_depth(depth, normalization)
+    if normalization.divide_by == "median":
+        divisor = divisor.median().expand_as(divisor)
+    return scale / divisor[..., None]
 
 
 def repaired_depth(

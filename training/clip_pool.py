@@ -14,8 +14,8 @@ from more4d_backend.strag.conditioning import depth_picture_of
 from .samples import SampleSize, TrainingBatch
 from .targets import normalized_motion
 
-_MOVES = 1e-3
-"""Normalised motion that counts as one; the whole picture is 1 wide."""
+MOVES = 1e-2
+"""Normalised motion that counts as one."""
 _STILL = 1e-4
 """Chance of a still pixel to be a crop's centre, relative to a moving one."""
 
@@ -61,7 +61,7 @@ class ClipPool:
         chosen = self._samples(count, generator)
         moves = self.motion[chosen, :, -1].abs().amax(1).maximum(
             self.motion[chosen, :, self.motion.shape[2] // 3].abs().amax(1)
-        ).flatten(1) > _MOVES  # fmt: skip
+        ).flatten(1) > MOVES  # fmt: skip
         centers = torch.multinomial(moves.float() + _STILL, 1, generator=generator)[:, 0]
         longest = max(1, (self.motion.shape[2] - 1) // max(1, size.num_frames - 1))
         strides = self._integers(1, min(3, longest) + 1, count, generator)

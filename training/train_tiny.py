@@ -14,16 +14,16 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from more4d_backend.files import replacing
 from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
 from more4d_backend.strag.profile import OWN
 from more4d_backend.tiny.depth_network import DepthNetwork
@@ -33,12 +33,12 @@ from more4d_backend.wan.whole_clip import run_whole_clips
 from more4d_backend.weights.kinds import WeightKind
 
 from .averaging import ParameterAverage
-from .checkpoints import save_tensors
-from .clip_pool import ClipPool
+from .clip_pool import MOVES, ClipPool
 from .export import export_weights
 from .generated import GeneratedBatches
 from .losses import divergence_loss
 from .networks import TINY_VAE_WIDTH
+from .pictures import draw_pictures
 from .procedural import PROCEDURAL_RECIPES
 from .run_errors import NotFiniteError
 from .samples import SampleSize
@@ -48,11 +48,12 @@ _log = logging.getLogger(__name__)
 SEEDS_APART = 1_000_000
 """The samples of training seed s begin at s times this."""
 _ADAPTER_WIDTH = 32
-_MOTION_SCALE = 20.0
-"""Motion is a few hundredths of the picture; this brings its error to that of colours."""
+_MOTION_WEIGHT = 2.0
+"""Of the error of motion, against that of colours."""
 _DIVERGENCE = 1e-5
 """Weight of the latents' divergence from a normal distribution, per element."""
 _WARMUP_STEPS = 100
+_SAVE_EVERY = 1000
 _WHOLE_SHARE = 0.06
 """Of the updates: the last ones, on whole clips."""
 _START_LOG_VARIANCE = -8.0
@@ -99,11 +100,10 @@ class TinyTraining:
     ema_decay: float = 0.995
     """Of the running mean of the parameters, which is what is written."""
 
-    def batches(self, *, first: int, count: int, novel: bool = True) -> GeneratedBatches:
+    def batches(self, *, first: int, count: int) -> GeneratedBatches:
         """Draw `count` batches, from sample `first` of this training's seed on."""
-        settings = PROCEDURAL_RECIPES["tiny"]()
         return GeneratedBatches(
-            settings=settings if novel else replace(settings, novel_paths=()),
+            settings=PROCEDURAL_RECIPES["tiny"](),
             first_seed=self.seed * SEEDS_APART + first,
             batch_size=self.batch_size,
             num_batches=count,
@@ -127,7 +127,7 @@ Losses = Mapping[str, Tensor]
 
 RECIPES = {
     "vae": TinyTraining(
-        part="vae", steps=7000, batch_size=10, learning_rate=1.5e-3, pool_size=3000
+        part="vae", steps=8000, batch_size=10, learning_rate=1.5e-3, pool_size=1500
     ),
     "depth": TinyTraining(
         part="depth", steps=6000, batch_size=32, learning_rate=2e-3, pool_size=16_000
@@ -147,7 +147,7 @@ class TinyVaes(nn.Module):
             outermost = self.rgb.get_submodule("quant_conv").get_parameter("bias")
             outermost[self.rgb.config["z_dim"] :] = _START_LOG_VARIANCE
         vae = copy.deepcopy(self.rgb)
-        vae.encoder = self.rgb.encoder
+        vae.encoder, vae.quant_conv = self.rgb.encoder, self.rgb.quant_conv
         encode = EncoderAdapter(_ADAPTER_WIDTH, normalize=False)
         decode = DecoderAdapter(_ADAPTER_WIDTH, normalize=False)
         self.motion = MotionVAE(vae, encode, decode, OWN.latents)
@@ -155,24 +155,31 @@ class TinyVaes(nn.Module):
     def losses(
         self,
         pictures: Float[Tensor, "clip 3 frame height width"],
-        motion: Float[Tensor, "crop 3 long_frame crop_height crop_width"],
+        motion: Float[Tensor, "crop 3 frame height width"],
         *,
-        squared: bool,
+        balanced: bool,
     ) -> Losses:
-        """Send pictures (in [-1, 1]) and motion through and back."""
-        seen = self.rgb.encode(pictures, return_dict=False)[0]
-        colour = (self.rgb.decode(seen.sample(), return_dict=False)[0] - pictures).abs().mean()
-        felt = self.motion.distribution(motion)
-        error = self.motion.decode(self.motion.standardize(felt.sample())) - motion
-        absolute = error.abs().mean()
-        # From scratch the absolute error alone settles at no motion at all.
-        mover = error.square().mean().sqrt() if squared else absolute
-        divergence = sum(divergence_loss(p.mean, p.logvar).mean() / p.mean[0].numel()
-                         for p in (seen, felt))  # fmt: skip
+        """Send pictures (in [-1, 1]) and motion through and back.
+
+        `balanced` weighs what moves and what rests alike. From scratch the mean error alone settles
+        at no motion at all, because most places rest.
+        """
+        posterior = self.rgb.encode(
+            torch.cat([pictures, self.motion.encoder_prompt(motion)]), return_dict=False
+        )[0]
+        latent, felt = posterior.sample().split([len(pictures), len(motion)])
+        colour = (self.rgb.decode(latent, return_dict=False)[0] - pictures).abs().mean()
+        error = (self.motion.decode(self.motion.standardize(felt)) - motion).abs()
+        moves = (motion.abs().amax((1, 2), keepdim=True) > MOVES).expand_as(error)
+        mover = error.mean()
+        if balanced:
+            mover = 0.5 * (error[moves].mean() + error[~moves].mean())
+        spread = divergence_loss(posterior.mean, posterior.logvar).mean() / latent[0].numel()
         return {
-            "loss": colour + _MOTION_SCALE * mover + _DIVERGENCE * divergence,
+            "loss": colour + _MOTION_WEIGHT * mover + _DIVERGENCE * spread,
             "colour": colour,
-            "R": absolute / motion.abs().mean(),
+            "R": error.mean() / motion.abs().mean(),
+            "R_moving": error[moves].mean() / motion.abs()[moves].mean(),
         }
 
 
@@ -193,16 +200,15 @@ def train_vaes(training: TinyTraining) -> None:
     whole = SampleSize(num_frames=pool.motion.shape[2], height=pool.motion.shape[3],
                        width=pool.motion.shape[4])  # fmt: skip
 
-    def losses(step: int, _: object) -> Losses:
-        squared = step < training.steps // 10
-        size, parts = (small, 12) if step < small_steps else (whole, 4)
-        motion = pool.motion_crops(parts, size, generator)
-        pictures = pool.picture_crops(8, replace(size, num_frames=17), generator)
-        return model.losses(pictures, motion, squared=squared)
+    def losses(step: int) -> Losses:
+        size, counts = (small, (8, 12)) if step < small_steps else (whole, (2, 4))
+        pictures = pool.picture_crops(counts[0], size, generator)
+        motion = pool.motion_crops(counts[1], size, generator)
+        return model.losses(pictures, motion, balanced=step < 0.7 * training.steps)
 
     for vae in (model.rgb, model.motion.vae):
         run_whole_clips(vae, compiled=training.compile)
-    average = _train(model, losses, training)
+    average = _train(model, losses, training, generator)
     for vae in (model.rgb, model.motion.vae):
         run_whole_clips(vae)
     with torch.no_grad(), average.in_use(), training.autocast():
@@ -233,6 +239,8 @@ def _fold_statistics(model: TinyVaes, pool: ClipPool) -> None:
         for seen in (clip, clip[:, :, :1].expand_as(clip), depth.expand_as(clip)):
             pictures.append(encode_video(model.rgb, seen))
         motions.append(model.motion.encode(pool.motion[number, None].float()))
+    # One encoder, but two scales of what it says.
+    model.motion.vae.quant_conv = copy.deepcopy(model.rgb.quant_conv)
     for name, vae, latents in (("RGB", model.rgb, pictures), ("motion", model.motion.vae, motions)):
         mean, std = measured_statistics(latents)
         _log.info("%s latents: mean %s, std %s", name, mean.tolist(), std.tolist())
@@ -252,12 +260,22 @@ def train_depth(training: TinyTraining) -> None:
     torch.manual_seed(training.seed)
     model = DepthNetwork().to(training.device)
     generator = torch.Generator(training.device).manual_seed(training.seed)
-    images, depths, focals = _picture_pool(training)
+    settings = PROCEDURAL_RECIPES["tiny"]()
+    pool = draw_pictures(
+        settings,
+        first_seed=training.seed * SEEDS_APART,
+        count=training.pool_size,
+        num_workers=training.workers,
+    ).to(training.device)
+    images, depths, focals = pool.images, pool.depth, pool.log_focal
 
-    def losses(_step: int, chosen: Tensor) -> Losses:
+    def losses(_step: int) -> Losses:
+        chosen = torch.randint(
+            len(images), (training.batch_size,), generator=generator, device=images.device
+        )
         image = images[chosen].float() / 255
         true_depth = depths[chosen].float().log()
-        if torch.rand(1, generator=generator, device=training.device) < 0.5:
+        if torch.rand(1, generator=generator, device=images.device) < 0.5:
             image, true_depth = image.flip(-1), true_depth.flip(-1)
         depth, focal = model(image)
         error = depth - true_depth
@@ -266,61 +284,88 @@ def train_depth(training: TinyTraining) -> None:
         field = (focal - focals[chosen]).abs().mean()
         return {"loss": shape + 0.1 * error.abs().mean() + field, "shape": shape, "focal": field}
 
-    chosen = torch.randint(
-        len(images),
-        (training.steps, training.batch_size),
-        generator=generator,
-        device=images.device,
-    )
-    average = _train(model, losses, training, chosen)
+    average = _train(model, losses, training, generator)
     recipe = f"training.train_tiny depth --steps {training.steps} --seed {training.seed}"
     with average.in_use():
         write_embedded("depth", model, folder=training.output, recipe=recipe)
 
 
-def _picture_pool(training: TinyTraining) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (uint8), depth (float16) and logarithms of the focal length by the longer side."""
-    images, depths, focals = [], [], []
-    count = math.ceil(training.pool_size / training.batch_size)
-    for batch in training.batches(first=0, count=count, novel=False):
-        images.append(rearrange(batch.video[:, 0], "b h w c -> b c h w"))
-        depths.append(batch.depth.half())
-        focals.append((batch.intrinsics[:, 0, 0, 0] / max(batch.depth.shape[1:])).log())
-    _log.info("Drew %d pictures", count * training.batch_size)
-    return torch.cat(images), torch.cat(depths), torch.cat(focals)
-
-
 def _train(
     model: nn.Module,
-    losses: Callable[[int, Any], Losses],
+    losses: Callable[[int], Losses],
     training: TinyTraining,
-    data: Iterable[Any] | None = None,
+    generator: torch.Generator,
 ) -> ParameterAverage:
+    """Train, or go on with what was begun; return the running mean of the parameters."""
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=training.learning_rate, weight_decay=1e-3, fused=True
     )
     average = ParameterAverage(parameters, training.ema_decay)
-    training.output.mkdir(parents=True, exist_ok=True)
+    unfinished = _Unfinished(model, optimizer, average, generator)
+    path = training.output / f"{training.part}_unfinished.pt"
+    first = unfinished.read(path) if path.exists() else 0
     start = time.perf_counter()
-    for step, item in enumerate(range(training.steps) if data is None else data):
+    for step in range(first, training.steps):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate_at(step)
         with training.autocast():
-            parts = losses(step, item)
+            parts = losses(step)
         parts["loss"].backward()
         norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         average.update()
-        if step % 200 == 0 or step + 1 == training.steps:
+        done = step + 1
+        if step % 200 == 0 or done == training.steps:
             seconds = time.perf_counter() - start
             said = ", ".join(f"{name} {value.item():.4f}" for name, value in parts.items())
             _log.info("step %d, %.0f s: %s, gradient %.2f", step, seconds, said, norm)
-            save_tensors(average.mean, training.output / f"{training.part}_unfinished.safetensors")
             if not math.isfinite(parts["loss"].item() + norm.item()):
                 raise NotFiniteError(f"Loss or gradient is not finite at step {step}: {said}.")
+        if done % _SAVE_EVERY == 0 and done < training.steps:
+            unfinished.write(path, done)
+    path.unlink(missing_ok=True)
     return average
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfinished:
+    """What a training is continued from, in one file."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: ParameterAverage
+    generator: torch.Generator
+
+    def write(self, path: Path, step: int) -> None:
+        """Write everything as it is after `step` updates."""
+        state = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.mean,
+            "averaged_updates": self.average.num_updates,
+            "generator": self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state_all(),
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def read(self, path: Path) -> int:
+        """Take everything over, and return the number of updates done."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, mean in state["average"].items():
+            self.average.mean[name].copy_(mean)
+        self.average.num_updates = state["averaged_updates"]
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["random"])
+        torch.cuda.set_rng_state_all(state["device_random"])
+        _log.info("%s: %d updates are done", path, state["step"])
+        return state["step"]
 
 
 if __name__ == "__main__":
