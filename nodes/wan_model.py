@@ -28,7 +28,6 @@ from ..more4d_backend.strag.motion_perception import (
 )
 from ..more4d_backend.strag.motion_preview import MotionPreview
 from ..more4d_backend.strag.omnimae import OmniMAE
-from ..more4d_backend.strag.sizes import IMAGE_DIM, IMAGE_TOKENS
 from ..more4d_backend.weights.architectures import omnimae_heads
 from ..more4d_backend.weights.conversion import OMNIMAE_PREFIX, omnimae_training_parts
 from ..more4d_backend.weights.files import WeightsError, first_five
@@ -161,10 +160,6 @@ class StragModel(comfy.model_base.WAN21):
         conds = super().extra_conds(**kwargs)
         if self.diffusion_model.img_emb is None:
             conds.pop("clip_fea", None)
-        elif "clip_fea" not in conds:
-            # Without them the host would take the text for the image.
-            tokens = noise.new_zeros(1, IMAGE_TOKENS, IMAGE_DIM)
-            conds["clip_fea"] = comfy.conds.CONDRegular(tokens)
         if picture.image is not None:
             image = picture.image.to(kwargs["device"], torch.float32)
             features = self.diffusion_model.encode_image(image, tuple(noise.shape[-2:]))
