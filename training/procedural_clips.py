@@ -91,7 +91,7 @@ def procedural_clip(
     cameras = _cameras(scene, dice, settings).to(device)
     step = settings.frame_steps[dice.below(len(settings.frame_steps))]
     times = torch.arange(settings.num_frames) * step / scene.world.fps
-    view = scene.world.view(cameras, times.to(device), samples=settings.samples)
+    view = scene.world.view(cameras, times, samples=settings.samples)
     return GeometryClip(
         name=f"procedural-clip-{seed:09d}",
         video=(view.rgb * 255).round().to(torch.uint8),

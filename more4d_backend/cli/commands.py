@@ -7,6 +7,7 @@ from tyro.conf import subcommand
 from .evaluate_command import Evaluate
 from .generate_commands import Generate
 from .path_commands import Paths
+from .reconstruct_command import Reconstruct
 from .render_commands import Render
 from .scene_commands import Convert, Info, Lift, Synthetic
 from .view_command import View
@@ -15,6 +16,7 @@ from .weight_commands import Download, ReconstructMotion, Weights
 COMMANDS = (
     Annotated[Generate, subcommand("generate")]
     | Annotated[Lift, subcommand("lift")]
+    | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Render, subcommand("render")]
     | Annotated[View, subcommand("view")]
     | Annotated[Paths, subcommand("paths")]

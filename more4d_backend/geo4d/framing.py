@@ -23,6 +23,8 @@ from .sizes import Geo4DSize
 _log = logging.getLogger(__name__)
 
 Fit = Literal["crop", "pad"]
+Resolution = Literal["auto", "source", "network"]
+"""Whose pixels a scene has."""
 
 RELEASED_SIZES_HW = ((384, 512), (320, 512), (256, 576), (192, 640))
 """Sizes that the released network was trained at: 4:3, 16:10, 9:4 and 10:3, all landscape."""

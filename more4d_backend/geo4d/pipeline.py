@@ -7,7 +7,7 @@ video, and none of it on the device.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ..wan.sampling import initial_noise
 from .alignment import AlignmentReport, AlignmentResult, AlignmentSettings, align_windows
 from .batching import ShrinkingBatches
 from .decoding import DecodingSettings, decode_windows, window_bytes
-from .framing import Fit, Framing, plan_framing
+from .framing import Fit, Framing, Resolution, plan_framing
 from .model import Geo4DNetworks
 from .remapping import scene_of_content, scene_of_source, source_bytes
 from .sampling import DEFAULT_FPS, SamplingSettings, sample_latents
@@ -34,8 +34,6 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 Report = Callable[[str], Progress]
 """Name of a stage -> its progress callback `(done, total)`."""
-
-Resolution = Literal["auto", "source", "network"]
 
 _SOURCE_LIMIT_BYTES = 2 << 30
 _PICTURES_PER_ENCODING = 16
