@@ -4,6 +4,7 @@ Nothing here decides what lies on which device: the host does, for all models of
 """
 
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import comfy.model_management
 import comfy.model_patcher
@@ -11,13 +12,15 @@ import comfy.utils
 import torch
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class HostNetwork:
+
+class HostNetwork(Generic[Network]):
     """A network that the host loads, offloads and evicts like any model of its own."""
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         *,
         load_device: torch.device | None = None,
         offload_device: torch.device | None = None,
@@ -35,7 +38,7 @@ class HostNetwork:
         """Where the network computes; bring its inputs there."""
         return self.patcher.load_device
 
-    def load(self, work_bytes: int = 0) -> nn.Module:
+    def load(self, work_bytes: int = 0) -> Network:
         """Have the network on its device, with `work_bytes` of memory free for its activations."""
         comfy.model_management.load_models_gpu([self.patcher], memory_required=work_bytes)
         return self.patcher.model

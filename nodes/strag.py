@@ -99,7 +99,7 @@ class More4DTinyTextEncode(io.ComfyNode):
 
         # 16 bits save nothing on a network of 1.5 MB.
         network = HostNetwork(load_byte_text(embedded_file("text_encoder")).float())
-        encoder: Any = ByteTextEncoder(network.load())
+        encoder = ByteTextEncoder(network.load())
         return io.NodeOutput([[encoder.encode([text]).cpu(), {TINY_TEXT: True}]])
 
 

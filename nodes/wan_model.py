@@ -146,11 +146,10 @@ class StragModel(comfy.model_base.WAN21):
     diffusion_model: StragWanModel
 
     def __init__(self, model_config: Any, device: Any = None) -> None:
-        flow = comfy.model_base.ModelType.FLOW
         # WAN21 fixes the network's class in its own constructor; its parent takes one.
-        super(comfy.model_base.WAN21, self).__init__(
-            model_config, flow, device=device, unet_model=StragWanModel
-        )
+        base: Any = super(comfy.model_base.WAN21, self)
+        flow = comfy.model_base.ModelType.FLOW
+        base.__init__(model_config, flow, device=device, unet_model=StragWanModel)
         self.image_to_video = False
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
