@@ -202,7 +202,8 @@ def plan_framing(
 
 def _nearest_size(source_hw: tuple[int, int], size: Geo4DSize) -> tuple[int, int]:
     def distance(candidate: tuple[int, int]) -> float:
-        return abs(math.log(candidate[0] / candidate[1] * source_hw[1] / source_hw[0]))
+        ratio = candidate[0] / candidate[1] * source_hw[1] / source_hw[0]
+        return round(abs(math.log(ratio)), 9)  # a square is as near to both: landscape comes first
 
     chosen = min(trained_sizes_hw(size), key=distance)
     _log.info(

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _PICTURES_AT_ONCE = 16
 
 
+@runtime_checkable
 class Video(Protocol):
     """Pictures that can be gone through more than once, so that no more are held than needed."""
 
