@@ -3,7 +3,7 @@
 A host's answer to /object_info says which inputs and outputs each node has, in which order.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Schemas = dict[str, Any]
@@ -12,7 +12,11 @@ Schemas = dict[str, Any]
 _COLUMN_GAP, _ROW_GAP, _TITLE = 60, 70, 40
 _SLOT, _WIDGET, _TEXT = 22, 30, 130
 _WIDTH = 320
+NOTE = "MarkdownNote"
+"""Node type of the page itself, which the server does not know."""
+
 _WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+_DYNAMIC = "COMFY_DYNAMICCOMBO"
 
 
 class GraphError(ValueError):
@@ -42,6 +46,14 @@ class Link:
     """Its name, as shown."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """An input of the subgraph that the graph becomes; `value` is what its widget starts with."""
+
+    name: str
+    value: Any = None
+
+
 @dataclass(slots=True, kw_only=True)
 class Node:
     """One node of a graph."""
@@ -50,11 +62,10 @@ class Node:
     type: str
     column: int
     inputs: dict[str, Any]
-    """Name -> value or Link."""
+    """Name -> value, Link or Outer."""
 
     title: str | None = None
     models: tuple[Model, ...] = ()
-    width: int = _WIDTH
 
     def __getitem__(self, output: str) -> Link:
         """Return an output by name."""
@@ -73,23 +84,23 @@ class Graph:
         self,
         type: str,
         column: int,
+        /,
         *,
         title: str | None = None,
         models: tuple[Model, ...] = (),
-        width: int = _WIDTH,
         **inputs: Any,
     ) -> Node:
         """Append a node; `inputs` are values or outputs of other nodes."""
         node = Node(
             id=len(self.nodes) + 1, type=type, column=column, inputs=inputs, title=title,
-            models=models, width=width,
+            models=models,
         )  # fmt: skip
         self.nodes.append(node)
         return node
 
-    def note(self, column: int, text: str, *, title: str = "Read me", width: int = _WIDTH) -> None:
+    def note(self, column: int, text: str) -> None:
         """Append a text for people."""
-        self.add("MarkdownNote", column, title=title, width=width, text=text)
+        self.add(NOTE, column, title="Read me", text=text)
 
     def prompt(self, schemas: Schemas) -> dict[str, dict[str, Any]]:
         """Return what the host's API takes."""
@@ -104,7 +115,7 @@ class Graph:
                 },
             }
             for node in self.nodes
-            if node.type != "MarkdownNote"
+            if node.type != NOTE
         }
 
 
@@ -112,20 +123,17 @@ def input_definitions(schemas: Schemas, type: str) -> dict[str, tuple[Any, dict[
     """Return name -> (type, options, whether it is required), in order of definition."""
     if type not in schemas:
         raise GraphError(f"The host has no node {type}.")
-    found = {}
+    found: dict[str, tuple[Any, dict[str, Any], bool]] = {}
     for part in ("required", "optional"):
-        names = schemas[type]["input_order"].get(part, ())
-        for name in names:
+        for name in schemas[type]["input_order"].get(part, ()):
             kind, *options = schemas[type]["input"][part][name]
-            found[name] = kind, (options or [{}])[0], part == "required"
+            found[name] = kind, options[0] if options else {}, part == "required"
     return found
 
 
-def is_widget(kind: Any, options: dict[str, Any]) -> bool:
+def is_widget(kind: Any) -> bool:
     """Whether an input of this type is set on the node itself."""
-    if options.get("forceInput"):
-        return False
-    return isinstance(kind, list) or kind in _WIDGET_TYPES or kind.startswith("COMFY_DYNAMICCOMBO")
+    return isinstance(kind, list) or kind in _WIDGET_TYPES or kind.startswith(_DYNAMIC)
 
 
 def widget_default(kind: Any, options: dict[str, Any]) -> Any:
@@ -140,11 +148,22 @@ def widget_default(kind: Any, options: dict[str, Any]) -> Any:
 
 def defaults(schemas: Schemas, type: str) -> dict[str, Any]:
     """Return the values of a new node."""
-    return {
-        name: widget_default(kind, options)
-        for name, (kind, options, _) in input_definitions(schemas, type).items()
-        if is_widget(kind, options)
-    }
+    found: dict[str, Any] = {}
+    for name, (kind, options, _) in input_definitions(schemas, type).items():
+        if is_widget(kind):
+            found |= _with_nested(name, kind, options)
+    return found
+
+
+def _with_nested(name: str, kind: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the value of a widget, and of those that a dynamic one brings along."""
+    found = {name: widget_default(kind, options)}
+    if isinstance(kind, str) and kind.startswith(_DYNAMIC):
+        chosen = next(o for o in options["options"] if o["key"] == found[name])
+        for part in chosen["inputs"].values():
+            for inner, (inner_kind, *rest) in part.items():
+                found |= _with_nested(f"{name}.{inner}", inner_kind, (rest or [{}])[0])
+    return found
 
 
 def output_index(schemas: Schemas, link: Link) -> int:
@@ -195,16 +214,17 @@ def page_nodes(graph: Graph, schemas: Schemas) -> tuple[list[dict[str, Any]], li
 
 
 def _page_node(node: Node, schemas: Schemas) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": node.id, "type": node.type, "pos": [0, 0], "size": [0, 0],
-                             "flags": {}, "order": node.id - 1, "mode": 0, "inputs": [],
-                             "outputs": []}  # fmt: skip
+    entry: dict[str, Any] = {
+        "id": node.id, "type": node.type, "pos": [0, 0], "size": [0, 0], "flags": {},
+        "order": node.id - 1, "mode": 0, "inputs": [], "outputs": [],
+    }  # fmt: skip
     if node.title is not None:
         entry["title"] = node.title
-    if node.type == "MarkdownNote":
+    if node.type == NOTE:
         text = node.inputs["text"]
         lines = sum(1 + len(line) // 48 for line in text.splitlines())
         entry |= {"properties": {}, "widgets_values": [text], "color": "#432", "bgcolor": "#653"}
-        entry["size"] = [node.width, 60 + 24 * lines]
+        entry["size"] = [_WIDTH, 60 + 24 * lines]
         return entry
     definitions = input_definitions(schemas, node.type)
     if unknown := set(node.inputs) - set(definitions):
@@ -212,11 +232,11 @@ def _page_node(node: Node, schemas: Schemas) -> dict[str, Any]:
     sockets, widgets, values = [], [], []
     for name, (kind, options, required) in definitions.items():
         shown = "COMBO" if isinstance(kind, list) else kind
-        socket = {"name": name, "type": shown, "link": None} | ({} if required else {"shape": 7})
-        if is_widget(kind, options):
+        socket: dict[str, Any] = {"name": name, "type": shown, "link": None}
+        socket |= {} if required else {"shape": 7}
+        if is_widget(kind):
             widgets.append(socket | {"widget": {"name": name}})
-            given = node.inputs.get(name, widget_default(kind, options))
-            values.append(widget_default(kind, options) if isinstance(given, Link) else given)
+            values.append(_widget_value(node.inputs.get(name), kind, options))
             if options.get("control_after_generate"):
                 values.append("fixed")
             if options.get("image_upload") or options.get("video_upload"):
@@ -229,20 +249,25 @@ def _page_node(node: Node, schemas: Schemas) -> dict[str, Any]:
         {"name": name, "type": kind, "links": []}
         for name, kind in zip(schema["output_name"], schema["output"], strict=True)
     ]
-    entry["properties"] = {"Node name for S&R": node.type}
+    properties: dict[str, Any] = {"Node name for S&R": node.type}
+    entry["properties"] = properties
     if node.models:
-        entry["properties"]["models"] = [
-            {"name": m.name, "url": m.url, "directory": m.directory} for m in node.models
-        ]
+        properties["models"] = [asdict(model) for model in node.models]
     entry["widgets_values"] = values
-    long_texts = sum(
-        1 for _, (_, options, _) in definitions.items() if options.get("multiline")
-    )  # fmt: skip
+    long_texts = sum(1 for _, options, _ in definitions.values() if options.get("multiline"))
     slots = max(len(sockets), len(entry["outputs"]))
     picture = 260 if node.type in ("LoadImage", "SaveVideo", "PreviewImage") else 0
     height = _TITLE + _SLOT * slots + _WIDGET * len(widgets) + _TEXT * long_texts + picture
-    entry["size"] = [node.width, height]
+    entry["size"] = [_WIDTH, height]
     return entry
+
+
+def _widget_value(given: Any, kind: Any, options: dict[str, Any]) -> Any:
+    if isinstance(given, Outer):
+        given = given.value
+    if given is None or isinstance(given, Link):
+        return widget_default(kind, options)
+    return given
 
 
 def _place(graph: Graph, nodes: dict[int, dict[str, Any]]) -> None:
@@ -254,7 +279,7 @@ def _place(graph: Graph, nodes: dict[int, dict[str, Any]]) -> None:
         for node in members:
             nodes[node.id]["pos"] = [x, y]
             y += nodes[node.id]["size"][1] + _ROW_GAP
-        x += max((node.width for node in members), default=0) + _COLUMN_GAP
+        x += (_WIDTH if members else 0) + _COLUMN_GAP
 
 
 def _groups(graph: Graph, nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:

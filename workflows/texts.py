@@ -1,0 +1,44 @@
+"""What the workflows say to people, in a note each."""
+
+_MODELS = """**Files** (the page offers to download most of them; big)
+
+- `models/diffusion_models`: 4D-STraG and Wan2.1-Fun-V1.1-14B-InP. Both are called \
+`diffusion_pytorch_model.safetensors` where they come from: give them the names in the nodes.
+- `models/loras`: the 4D-ViSM LoRA (there `lora_diffusion_pytorch_model.safetensors`).
+- `models/vae`: `wan_2.1_vae.safetensors`, and the motion VAE, which is released in three parts. \
+Make one file of them, outside ComfyUI:
+
+```
+python -m more4d_backend download motion-vae --folder weights
+python -m more4d_backend weights convert weights/VAE more4d_motion_vae.safetensors
+```
+"""
+
+NOTES = {
+    "tiny": """**Image to 4D to video, with the models that come with the pack.** Press Run: \
+nothing is downloaded, a CPU is enough (minutes).
+
+The tiny models know procedural pictures only. To play: another picture, another text ("... moves \
+right"), another camera preset. The scene is saved too: the workflows *one-scene-many-cameras* and \
+*scene-export* go on from there.
+""",
+    "full": """**Image to 4D to video.** Load a photo, say what moves and in which direction, \
+choose a camera.
+
+49 frames of 368 x 512 at 8 per second, as the weights were trained.
+
+"""
+    + _MODELS,
+    "geometry": """**A photo, ComfyUI's own MoGe, a camera.** The scene stands still; what the \
+camera uncovers is filled by 4D-ViSM. Depth Anything 3 works likewise: Lift Depth Anything 3.
+
+**Files**: as in *image-to-4d-video*, without 4D-STraG and the motion VAE.
+""",
+    "cameras": """**One scene, many cameras.** Choose a scene that Save Scene wrote (or one in \
+the input folder; R reloads the list). Holes stay black here: white in the mask output is what \
+4D-ViSM would fill.
+""",
+    "export": """**A scene for other programs.** The files are written to the output folder. \
+USD needs `pip install usd-core`.
+""",
+}
