@@ -104,15 +104,14 @@ def _inside(root: str, relative: str) -> Path:
     root = os.path.realpath(root)
     try:
         path = os.path.realpath(os.path.join(root, relative))
-        inside = os.path.commonpath((root, path)) == root
+        if os.path.commonpath((root, path)) == root:
+            return Path(path)
     except ValueError:  # a null byte; on Windows, another drive
-        inside = False
-    if not inside:
-        raise PlaceError(
-            f"{relative!r} leads out of the folder {root}. Files are read and written only in "
-            "ComfyUI's own folders: put the file there, and give its name relative to it."
-        )
-    return Path(path)
+        pass
+    raise PlaceError(
+        f"{relative!r} leads out of the folder {root}. Files are read and written only in "
+        "ComfyUI's own folders: put the file there, and give its name relative to it."
+    )
 
 
 def _found(folder: Path, root: Path, suffixes: Sequence[str]) -> list[str]:

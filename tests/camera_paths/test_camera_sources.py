@@ -93,3 +93,12 @@ def test_a_name_is_meant_even_where_a_folder_has_that_name(scene, tmp_path, monk
     expected = scene_path("left", scene, 5)
     assert torch.equal(path_from("left", scene, 5).world_to_camera, expected.world_to_camera)
     assert source_label("left") == "left"
+
+
+def test_a_path_in_the_scenes_world_is_not_moved(scene, tmp_path):
+    away = scene_path("orbit-left", scene, 7).frames([3, 4, 5])
+    save_cameras(tmp_path / "away.npz", away)
+    path = path_from(str(tmp_path / "away.npz"), scene, 3, in_scene_world=True)
+    torch.testing.assert_close(path.world_to_camera, away.world_to_camera)
+    moved = path_from(str(tmp_path / "away.npz"), scene, 3)
+    assert torch.equal(moved.world_to_camera[0], scene.cameras.world_to_camera[0])

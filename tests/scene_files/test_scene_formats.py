@@ -75,3 +75,19 @@ def test_file_formats_load_no_decoder_before_it_is_needed():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("name", ["ply", "gaussians"])
+def test_frames_are_told_one_by_one_and_an_interrupted_export_leaves_nothing(
+    tmp_path, tracks_scene, name
+):
+    scene, told = tracks_scene(), []
+    export_scene(tmp_path / "all", scene, name, progress=lambda *done: told.append(done))
+    assert told == [(i + 1, scene.num_frames) for i in range(scene.num_frames)]
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_scene(tmp_path / "none", scene, name, progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["all"]
