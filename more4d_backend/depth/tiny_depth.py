@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..geometry import intrinsics_from_focal
+from ..strag.edge_snapping import snap_depth_to_edges
 from .provider import DepthPrediction
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ class TinyDepth:
         if size != (height, width):
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
         log_depth, log_focal = self.model(pixels)
-        log_depth = log_depth.float()[:, None]
+        seen = rearrange(pixels, "1 c h w -> h w c").float()
+        depth = snap_depth_to_edges(log_depth[0].float().exp(), seen)[None, None]
         if size != (height, width):
             # Bilinear, because bicubic overshoots at depth edges.
-            log_depth = F.interpolate(log_depth, (height, width), mode="bilinear")
+            depth = F.interpolate(depth, (height, width), mode="bilinear")
         focal_px = log_focal[0].float().exp() * max(height, width)
         return DepthPrediction(
-            depth=log_depth[0, 0].exp().to(image),
+            depth=depth[0, 0].to(image),
             intrinsics=intrinsics_from_focal(focal_px, height, width).to(image),
             provider=self.name,
             is_metric=False,

@@ -6,7 +6,11 @@ from torch.nn.functional import avg_pool2d, pad
 
 from more4d_backend.motion import OWN_MOTION, normalize_motion
 from more4d_backend.shapes import ShapeError
-from more4d_backend.strag.edge_snapping import EdgeSnapping, snap_motion_to_edges
+from more4d_backend.strag.edge_snapping import (
+    EdgeSnapping,
+    snap_depth_to_edges,
+    snap_motion_to_edges,
+)
 from more4d_backend.synthetic import make_world
 
 
@@ -165,3 +169,34 @@ def test_settings_that_cannot_be_are_refused():
         EdgeSnapping(radius_px=0)
     with pytest.raises(ValueError, match="positive"):
         EdgeSnapping(color_sigma=0)
+
+
+def step_of_depth(height=24, width=40, edge=20):
+    """A near thing on the left before a wall on the right, and its picture."""
+    near = torch.arange(width) < edge
+    depth = torch.where(near, 2.0, 5.0).expand(height, width).clone()
+    image = torch.where(near, 0.9, 0.2)[:, None].expand(height, width, 3).clone()
+    return depth, image
+
+
+def test_blurred_depth_is_sharp_again_where_the_picture_has_its_edge():
+    depth, image = step_of_depth()
+    weights = torch.ones(1, 1, 1, 7) / 7
+    padded = pad(depth.log()[None, None], (3, 3, 0, 0), mode="replicate")
+    blurred = torch.nn.functional.conv2d(padded, weights)[0, 0].exp()
+    error, left = ((d - depth).abs().sum() for d in (blurred, snap_depth_to_edges(blurred, image)))
+    assert left < 0.3 * error  # measured: 0.14
+
+
+def test_sharpening_depth_knows_no_units():
+    depth, image = step_of_depth()
+    depth = depth * (1 + 0.1 * torch.rand(depth.shape, generator=torch.Generator().manual_seed(0)))
+    metres, feet = snap_depth_to_edges(depth, image), snap_depth_to_edges(3.28 * depth, image)
+    torch.testing.assert_close(feet, 3.28 * metres)
+    assert not torch.equal(metres, depth)
+
+
+def test_depth_without_steps_stays_as_it_is():
+    depth = torch.full((24, 40), 3.0)
+    image = torch.rand(24, 40, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(snap_depth_to_edges(depth, image), depth)
