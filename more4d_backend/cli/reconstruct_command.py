@@ -138,7 +138,7 @@ class Reconstruct:
         with stages:
             result = reconstruct(video, networks, settings, report=stages.begin)
         save_scene(self.output, result.scene)
-        print_table(f"{self.source}: time", ["stage", "seconds"], stages.rows())
+        print_table("time", ["stage", "seconds"], stages.rows())
         LOGGER.info("%s", result.report.summary())
         LOGGER.info(
             "Wrote %s: %d frames from %d windows.",

@@ -128,25 +128,28 @@ def _decode_window(
 ) -> WindowPrediction:
     vae, device = networks.vae, networks.device
 
-    def images(channels: slice, reduction: int) -> Tensor:
-        return torch.cat(
-            batches.run(
-                len(latents),
-                lambda part: vae.decode(latents[part, channels].to(device), reduction=reduction),
-            )
+    def images(maps: Tensor, reduction: int | None) -> Tensor:
+        parts = batches.run(
+            len(maps), lambda part: vae.decode(maps[part].to(device), reduction=reduction or 1)
         )
+        return torch.cat(parts)
 
+    directions = moments = disparity = None
+    if settings.rays:  # both kinds at one time: fewer and fuller calls
+        both = torch.cat([latents[:, RAY_DIRECTIONS], latents[:, RAY_MOMENTS]])
+        directions, moments = images(both, settings.ray_reduction).chunk(2)
+    if settings.disparity:
+        disparity = images(latents[:, DISPARITY], settings.disparity_reduction)
     decoded = batches.run(
         len(latents), lambda part: vae.decode_points(latents[part, POINTS].to(device))
     )
-    rays, disparity = settings.ray_reduction or 1, settings.disparity_reduction or 1
     return window_from_images(
         window.start,
         point_image=torch.cat([part.points for part in decoded]),
         sigma_logit=torch.cat([part.logit for part in decoded]),
-        direction_image=images(RAY_DIRECTIONS, rays) if settings.rays else None,
-        moment_image=images(RAY_MOMENTS, rays) if settings.rays else None,
-        disparity_image=images(DISPARITY, disparity) if settings.disparity else None,
+        direction_image=directions,
+        moment_image=moments,
+        disparity_image=disparity,
         settings=settings.modalities,
     )
 

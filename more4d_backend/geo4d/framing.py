@@ -196,8 +196,12 @@ def plan_framing(
         )
     ratios = [size / source for size, source in zip(network_hw, source_hw, strict=True)]
     scale = max(ratios) if fit == "crop" else min(ratios)
-    scaled = tuple(max(1, round(source * scale)) for source in source_hw)
-    return Framing(source_hw=source_hw, network_hw=network_hw, scaled_hw=(scaled[0], scaled[1]))
+    # As much is cut or added on one side as on the other, so that both have the same middle.
+    height, width = (
+        max(size + 2 * round((source * scale - size) / 2), 2)
+        for source, size in zip(source_hw, network_hw, strict=True)
+    )
+    return Framing(source_hw=source_hw, network_hw=network_hw, scaled_hw=(height, width))
 
 
 def _nearest_size(source_hw: tuple[int, int], size: Geo4DSize) -> tuple[int, int]:

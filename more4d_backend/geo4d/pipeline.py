@@ -37,7 +37,7 @@ Report = Callable[[str], Progress]
 
 _SOURCE_LIMIT_BYTES = 2 << 30
 _PICTURES_PER_ENCODING = 16
-_TOKENS_AT_ONCE = 80_000
+_TOKENS_AT_ONCE = 82_000
 """Latent pixels of all windows of a batch: two released windows fill a large GPU."""
 
 
@@ -161,7 +161,6 @@ def reconstruct(
         device=device,
         progress=report("align"),
     )
-    _log.info("%s", aligned.report.summary())
     # 4. The pixels of the video.
     return Reconstruction(
         scene=_mapped_back(aligned, framed, video, settings),
@@ -202,7 +201,7 @@ def sample_windows(
     windows: Sequence[Window],
     settings: ReconstructionSettings | None = None,
     progress: Progress | None = None,
-) -> Float[Tensor, "window 16 frame latent_height latent_width"]:
+) -> Float[Tensor, "window 16 place latent_height latent_width"]:
     """Sample the geometry of all windows, several at a time; latents come to the CPU.
 
     Each window has its own noise, so what it becomes does not depend on its batch.
@@ -279,7 +278,7 @@ def _mapped_back(
             _gib(needed),
         )
     if resolution == "network":
-        return scene_of_content(aligned.scene, framing)
+        return scene_of_content(aligned.scene, aligned.depth, framing)
     return scene_of_source(aligned.scene, aligned.depth, framing, video)
 
 

@@ -9,19 +9,24 @@ from ..scene import PointMaps, Scene4D
 from .framing import Framing
 from .video import Video, same_size
 
+NEAREST = 0.01
+"""Points with less depth, in the scene's median depths, are errors and not valid. On their rays
+they could not be told from their neighbours in float32 either."""
 
-def scene_of_content(scene: Scene4D, framing: Framing) -> Scene4D:
+
+def scene_of_content(
+    scene: Scene4D, depth: Float[Tensor, "frame height width"], framing: Framing
+) -> Scene4D:
     """Cut a scene of the network's pictures to the part that shows the video."""
     points, rows, columns = scene.points, framing.rows, framing.columns
     assert isinstance(points, PointMaps)  # alignment makes nothing else
-    if (rows, columns) == tuple(slice(0, size) for size in framing.network_hw):
-        return scene
     confidence = points.confidence
+    valid = points.valid & (depth >= NEAREST)
     return Scene4D(
         points=PointMaps(
             positions=points.positions[:, rows, columns].clone(),
             colors=points.colors[:, rows, columns].clone(),
-            valid=points.valid[:, rows, columns].clone(),
+            valid=valid[:, rows, columns].clone(),
             confidence=None if confidence is None else confidence[:, rows, columns].clone(),
         ),
         cameras=framing.content_cameras(scene.cameras),
@@ -49,7 +54,8 @@ def scene_of_source(
     valid = torch.empty(shape, dtype=torch.bool)
     confidence = None if points.confidence is None else torch.empty(shape)
     for frame, picture in enumerate(same_size(video.pictures())):
-        sampled, valid[frame] = framing.source_depth(depth[frame], points.valid[frame])
+        plausible = points.valid[frame] & (depth[frame] >= NEAREST)
+        sampled, valid[frame] = framing.source_depth(depth[frame], plausible)
         in_camera = unproject(centers, sampled, cameras.intrinsics[frame])
         positions[frame] = transform_points(in_camera, camera_to_world[frame])
         positions[frame][~valid[frame]] = torch.nan
