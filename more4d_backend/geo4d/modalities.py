@@ -1,4 +1,4 @@
-"""The four pictures of a scene that the diffusion model makes, and the geometry that they stand for.
+"""The four pictures of a scene that the diffusion model makes, and the geometry they stand for.
 
 Point map, ray direction, ray moment and disparity, each scaled to about [-1, 1] so that the image
 VAE can code it (Geo4D, section 3). Images are (frame channel height width); geometry is (frame

@@ -9,25 +9,31 @@ from dataclasses import dataclass, replace
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...geometry import rigid
 from .block_solver import CAMERA_SIZE, WINDOW_SIZE, Layout, System, layout_of
-from .initial import chunks, ray_trajectories
+from .depths import NoiseWidths
+from .initial import ray_trajectories
 from .pixel_terms import COLUMNS, FrameSums, TermWeights, sum_frames
 from .pose_terms import add_camera_term, add_smoothness_term
 from .report import Losses
 from .rotations import cross_matrix, rotation_from_vector
-from .samples import Samples
+from .samples import Samples, chunks
 from .settings import AlignmentSettings
-from .unknowns import Unknowns
+from .unknowns import FrameSamples, Unknowns, frame_samples, window_to_camera
 
 _MAX_LOG_FOCAL_STEP = 0.2
-_WORSE = 1e-3
-"""Relative growth of the loss that a step may bring: the point term's derivatives are not exactly
-those of its value (see `pixel_terms`)."""
+_WORSE = 1e-4
+"""Relative growth of the loss that a step may bring: depths are refined only roughly in between."""
 _MAX_DAMPING = 1e4
+_FOLLOWING_STEPS = 10
+"""Steps in which the ray cameras are laid on the cameras anew; if they always were, both would
+wander together for long."""
+_NOISE_FACTOR = 1.5
+"""Differences up to this many times their median count as noise."""
+_MIN_WIDTH = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +60,33 @@ class Adjusted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Problem:
+    """What stays the same from step to step."""
+
+    samples: Samples
+    weights: TermWeights
+    parts: list[FrameSamples]
+    rays_count: Bool[Tensor, "window"]
+    settings: AlignmentSettings
+    layout: Layout
+    pivots: Float[Tensor, "window 3"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trajectories:
+    """Ray cameras of trusted windows, laid on the cameras of the video."""
+
+    rotation: Float[Tensor, "camera 3 3"]
+    center: Float[Tensor, "camera 3"]
+    frame: Int[Tensor, "camera"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _State:
     """Unknowns, and the normal equations there."""
 
     unknowns: Unknowns
+    trajectories: _Trajectories | None
     system: System
     losses: Losses
 
@@ -65,28 +94,38 @@ class _State:
 def adjust(
     samples: Samples,
     unknowns: Unknowns,
+    weights: TermWeights,
     rays_count: Bool[Tensor, "window"],
     settings: AlignmentSettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> Adjusted:
     """Adjust everything from a near start. `rays_count`: windows whose ray cameras are trusted."""
-    layout = layout_of(samples.cover)
-    pivots = _window_centers(samples)
-    state = _linearize(samples, unknowns, rays_count, settings, layout, pivots)
+    problem = _Problem(
+        samples=samples,
+        weights=weights,
+        parts=[frame_samples(samples, frames) for frames in chunks(samples.cover.num_frames)],
+        rays_count=rays_count,
+        settings=settings,
+        layout=layout_of(samples.cover),
+        pivots=_window_centers(samples),
+    )
+    state = _linearize(problem, unknowns, _trajectories(problem, unknowns))
     start, damping, size, converged, iteration = state.losses, 1e-6, 0.0, False, 0
     for iteration in range(1, settings.max_iterations + 1):
         step, focal = state.system.solve(damping)
         if progress is not None:
             progress(iteration, settings.max_iterations)
         focal = focal.clamp(-_MAX_LOG_FOCAL_STEP, _MAX_LOG_FOCAL_STEP)
-        moved = _moved(state.unknowns, step, focal, layout, pivots)
-        tried = _linearize(samples, moved, rays_count, settings, layout, pivots)
+        moved = _moved(problem, state.unknowns, step, focal)
+        follow = iteration <= _FOLLOWING_STEPS
+        trajectories = _trajectories(problem, moved) if follow else state.trajectories
+        tried = _linearize(problem, moved, trajectories)
         if not tried.losses.total <= state.losses.total * (1 + _WORSE) + 1e-12:
             damping = max(10 * damping, 1e-4)
             if damping > _MAX_DAMPING:
                 break
             continue
-        size = _step_size(step, focal, layout)
+        size = _step_size(step, focal, problem.layout)
         state, damping = tried, max(damping / 10, 1e-8)
         if size < settings.tolerance:
             converged = True
@@ -101,45 +140,52 @@ def adjust(
     )
 
 
-def _linearize(
-    samples: Samples,
-    unknowns: Unknowns,
-    rays_count: Tensor,
-    settings: AlignmentSettings,
-    layout: Layout,
-    pivots: Tensor,
-) -> _State:
+def _linearize(problem: _Problem, unknowns: Unknowns, trajectories: _Trajectories | None) -> _State:
     """Refine all depths, then add up all terms."""
-    system = System(layout)
-    weights = term_weights(samples, settings)
+    samples, settings = problem.samples, problem.settings
+    system = System(problem.layout)
+    weights = problem.weights
     depth, point_loss, disparity_loss = [], 0.0, 0.0
-    for frames in chunks(samples.cover.num_frames):
-        sums = sum_frames(samples, unknowns, weights, frames)
-        _add_pixels(system, samples, unknowns, sums, frames, pivots)
+    for frames, part in zip(chunks(samples.cover.num_frames), problem.parts, strict=True):
+        sums = sum_frames(samples, part, unknowns, weights, frames)
+        _add_pixels(system, problem, unknowns, sums, frames)
         depth.append(sums.depth)
         point_loss += sums.point_loss
         disparity_loss += sums.disparity_loss
     _fix_world(system, samples, settings)
     num_frames = samples.cover.num_frames
     camera_loss = 0.0
-    if samples.ray_cameras is not None and rays_count.any():
-        rotation, center = ray_trajectories(samples, unknowns)
-        position = torch.arange(rotation.shape[1])
-        frame = position + torch.tensor(samples.cover.first_frame)[:, None]
-        counts = (position < torch.tensor(samples.cover.length)[:, None]) & rays_count[:, None]
-        share = 1 if settings.pose_terms == "sum" else int(counts.sum())
-        weight = settings.camera_weight / share
-        camera_loss = add_camera_term(system, unknowns, rotation, center, frame, counts, weight)
+    if trajectories is not None:
+        share = 1 if settings.pose_terms == "sum" else len(trajectories.frame)
+        camera_loss = add_camera_term(
+            system,
+            unknowns,
+            trajectories.rotation,
+            trajectories.center,
+            trajectories.frame,
+            settings.camera_weight / share,
+        )
     share = 1 if settings.pose_terms == "sum" else max(num_frames - 1, 1)
     smoothness = add_smoothness_term(system, unknowns, settings.smoothness_weight / share)
     losses = Losses(
         points=point_loss, disparity=disparity_loss, cameras=camera_loss, smoothness=smoothness
     )
     unknowns = replace(unknowns, depth=torch.cat(depth))
-    return _State(unknowns=unknowns, system=system, losses=losses)
+    return _State(unknowns=unknowns, trajectories=trajectories, system=system, losses=losses)
 
 
-def term_weights(samples: Samples, settings: AlignmentSettings) -> TermWeights:
+def _trajectories(problem: _Problem, unknowns: Unknowns) -> _Trajectories | None:
+    cover = problem.samples.cover
+    if problem.samples.ray_cameras is None or not problem.rays_count.any():
+        return None
+    rotation, center = ray_trajectories(problem.samples, unknowns)
+    position = torch.arange(rotation.shape[1])
+    frame = position + torch.tensor(cover.first_frame)[:, None]
+    counts = (position < torch.tensor(cover.length)[:, None]) & problem.rays_count[:, None]
+    return _Trajectories(rotation=rotation[counts], center=center[counts], frame=frame[counts])
+
+
+def term_weights(samples: Samples, unknowns: Unknowns, settings: AlignmentSettings) -> TermWeights:
     """Weights of the pixel terms: each term is a mean over its samples."""
 
     def mean_of(weight: float, values: Tensor | None) -> float:
@@ -148,7 +194,34 @@ def term_weights(samples: Samples, settings: AlignmentSettings) -> TermWeights:
     return TermWeights(
         point=mean_of(settings.point_weight, samples.weights),
         disparity=mean_of(settings.disparity_weight, samples.disparity_weights),
+        widths=_noise_widths(samples, unknowns),
+        start=unknowns,
     )
+
+
+def _noise_widths(samples: Samples, unknowns: Unknowns) -> NoiseWidths:
+    """Median differences, as shares of depth and disparity, times `_NOISE_FACTOR`."""
+    rays = samples.rays(unknowns.focal_px)
+    points, disparity = [], []
+    for frames in chunks(samples.cover.num_frames):
+        part = frame_samples(samples, frames)
+        matrix, offset = window_to_camera(unknowns, samples, frames)
+        seen = einsum(part.points, matrix.to(rays), "f s p j, f s i j -> f s p i")
+        depth = unknowns.depth[frames, None]
+        away = depth[..., None] * rays - seen - offset.to(rays)[:, :, None]
+        points.append((away.norm(dim=-1) / depth)[part.weights > 0])
+        if part.disparity is not None and part.disparity_weights is not None:
+            window = samples.cover.window[frames]
+            scale = unknowns.disparity_scale[window].to(rays)[..., None]
+            shift = unknowns.disparity_shift[window].to(rays)[..., None]
+            error = (depth * (scale * part.disparity + shift) - 1).abs()
+            disparity.append(error[part.disparity_weights > 0])
+
+    def width(errors: list[Tensor]) -> float:
+        joined = torch.cat(errors) if errors else torch.zeros(0)
+        return max(_NOISE_FACTOR * float(joined.median()), _MIN_WIDTH) if len(joined) else 1.0
+
+    return NoiseWidths(point=width(points), disparity=width(disparity))
 
 
 def _window_centers(samples: Samples) -> Float[Tensor, "window 3"]:
@@ -165,16 +238,11 @@ def _pivots_in_world(unknowns: Unknowns, pivots: Tensor) -> Float[Tensor, "windo
 
 
 def _add_pixels(
-    system: System,
-    samples: Samples,
-    unknowns: Unknowns,
-    sums: FrameSums,
-    frames: slice,
-    pivots: Tensor,
+    system: System, problem: _Problem, unknowns: Unknowns, sums: FrameSums, frames: slice
 ) -> None:
     """From the per-pixel basis to the unknowns: step in the basis = matrix @ step of unknowns."""
-    window = samples.cover.window[frames]
-    by_camera, by_window = _basis_matrices(unknowns, window, frames, pivots)
+    window = problem.samples.cover.window[frames]
+    by_camera, by_window = _basis_matrices(unknowns, window, frames, problem.pivots)
     num_slots = window.shape[1]
     camera = system.layout.camera[frames, None].expand(-1, num_slots, -1)
     index = torch.cat([camera, system.layout.window[window]], dim=-1)
@@ -230,10 +298,9 @@ def _fix_world(system: System, samples: Samples, settings: AlignmentSettings) ->
         system.fix(system.layout.window[0, 7:])
 
 
-def _moved(
-    unknowns: Unknowns, step: Tensor, focal: Tensor, layout: Layout, pivots: Tensor
-) -> Unknowns:
+def _moved(problem: _Problem, unknowns: Unknowns, step: Tensor, focal: Tensor) -> Unknowns:
     """Take a step."""
+    layout, pivots = problem.layout, problem.pivots
     by_camera, by_window = step[layout.camera], step[layout.window]
     update = rigid(rotation_from_vector(by_camera[:, :3]), by_camera[:, 3:])
     turn, growth = rotation_from_vector(by_window[:, 1:4]), by_window[:, 0].exp()

@@ -15,17 +15,17 @@ from ...shapes import ShapeError
 from ..predictions import WindowPrediction
 from .adjustment import Adjusted, adjust, term_weights
 from .disparities import share_within
-from .fusion import fuse
+from .fusion import FusionInputs, fuse
 from .initial import (
-    chunks,
     in_unit_depth,
     start_from_points,
     start_without_points,
     window_depths,
+    with_relative_weights,
 )
 from .report import AlignmentReport, AlignmentResult, WindowReport
 from .rotations import vector_from_rotation
-from .samples import Samples, take_samples
+from .samples import Samples, chunks, take_samples
 from .settings import AlignmentError, AlignmentSettings
 from .unknowns import Unknowns, frame_samples, window_to_camera
 
@@ -90,17 +90,22 @@ def align_windows(
     samples, disparity_counts = _without_bad_disparity(samples, disparity_share)
     ray_errors = _ray_errors(samples, unknowns)
     rays_count = _trusted_rays(samples, ray_errors, settings)
+    samples, sigma_medians = with_relative_weights(samples, unknowns, settings)
+    weights = term_weights(samples, unknowns, settings)
     adjusted = adjust(
-        samples, unknowns, rays_count, settings, lambda done, _: report_progress(1 + done)
+        samples, unknowns, weights, rays_count, settings, lambda done, _: report_progress(1 + done)
     )
     unknowns = in_unit_depth(adjusted.unknowns.from_first_camera(), samples)
     fused = fuse(
-        windows,
-        samples,
-        unknowns,
-        term_weights(samples, settings),
-        settings,
-        disparity_counts,
+        FusionInputs(
+            windows=windows,
+            samples=samples,
+            unknowns=unknowns,
+            weights=weights,
+            settings=settings,
+            disparity_counts=disparity_counts,
+            sigma_medians=sigma_medians,
+        ),
         lambda done, all_frames: report_progress(
             total - _FUSION_STEPS + done * _FUSION_STEPS // all_frames
         ),
@@ -226,8 +231,7 @@ def _cameras(unknowns: Unknowns, samples: Samples) -> Cameras:
 
 def _point_errors(samples: Samples, unknowns: Unknowns) -> list[float | None]:
     """Median distance of each window's points from the scene, relative to depth."""
-    rays = samples.offsets_px / unknowns.focal_px
-    rays = torch.cat([rays, torch.ones_like(rays[:, :1])], dim=-1)
+    rays = samples.rays(unknowns.focal_px)
     cover = samples.cover
     found: list[list[Tensor]] = [[] for _ in range(cover.num_windows)]
     for frames in chunks(cover.num_frames):

@@ -5,6 +5,7 @@ Vectorised over all neighbours; only the joining of the links runs from window t
 
 import logging
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from einops import einsum
@@ -51,7 +52,7 @@ def chain_points(
     usable = (samples.weights > 0).flatten(1).any(1)
     order = sorted(range(samples.cover.num_windows), key=lambda w: samples.cover.first_frame[w])
     used = [window for window in order if usable[window]]
-    links = list(zip(used[:-1], used[1:], strict=True))
+    links = list(pairwise(used))
     scale, rotation, translation, shared = _links(samples, links)
     matrices = torch.eye(4, dtype=torch.float64).repeat(samples.cover.num_windows, 1, 1)
     bridged = []
@@ -65,7 +66,7 @@ def chain_points(
                 before, after,
             )  # fmt: skip
         matrices[after] = matrices[before] @ link
-    for window, before in zip(order[1:], order[:-1], strict=True):
+    for before, window in pairwise(order):
         if not usable[window]:
             matrices[window] = matrices[before]
     scale = torch.linalg.det(matrices[:, :3, :3]).pow(1 / 3)
@@ -82,10 +83,10 @@ def chain_cameras(
     center: Float[Tensor, "window frame 3"],
     cover: Cover,
 ) -> Similarities:
-    """Join windows through cameras (camera to window) of shared frames, when there are no points."""
+    """Join windows through cameras (camera to window) of shared frames, without any points."""
     order = sorted(range(cover.num_windows), key=lambda w: cover.first_frame[w])
     matrices = torch.eye(4, dtype=torch.float64).repeat(cover.num_windows, 1, 1)
-    for before, after in zip(order[:-1], order[1:], strict=True):
+    for before, after in pairwise(order):
         shift = cover.first_frame[after] - cover.first_frame[before]
         num_shared = min(cover.length[before] - shift, cover.length[after])
         # Without a shared frame: the last of the one is the first of the other.

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from ...geometry import invert_rigid, pixel_centers, transform_points
 from ..predictions import WindowPrediction
-from .depths import robust_depth
+from .depths import median_depth, reach_along, robust_depth
 from .pixel_terms import TermWeights
-from .samples import Samples, at_pixels, relative_weights
+from .samples import Samples, at_pixels
 from .settings import AlignmentSettings
 from .unknowns import Unknowns, window_to_camera
 
 _PIXELS_PER_CHUNK = 4_000_000
 """Window pixels worked on at once: about 0.3 GB."""
+
+_NEIGHBOUR_WIDTH = 0.1
+"""Logarithm of the factor by which depth may well differ from its neighbours'."""
 
 _STEP_AT_EDGE = 1.05
 """Neighbours in a smaller disparity image that differ by more than this factor: an edge between
@@ -41,19 +44,38 @@ class FusedFrames:
     """1 / sigma; see `AlignmentResult.scene`."""
 
 
-def fuse(
-    windows: Sequence[WindowPrediction],
-    samples: Samples,
-    unknowns: Unknowns,
-    weights: TermWeights,
-    settings: AlignmentSettings,
-    disparity_counts: Bool[Tensor, "window"],
-    progress: Callable[[int, int], None] | None = None,
-) -> FusedFrames:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionInputs:
+    """What depth is fused from."""
+
+    windows: Sequence[WindowPrediction]
+    """At full size."""
+
+    samples: Samples
+    """Which windows cover which frame, and the device."""
+
+    unknowns: Unknowns
+    """Aligned."""
+
+    weights: TermWeights
+    """Of points and disparity."""
+
+    settings: AlignmentSettings
+    """Which modalities count."""
+
+    disparity_counts: Bool[Tensor, "window"]
+    """Windows whose disparity is used."""
+
+    sigma_medians: Sequence[float | None]
+    """Median sigma / depth of each window; None without sigma."""
+
+
+def fuse(inputs: FusionInputs, progress: Callable[[int, int], None] | None = None) -> FusedFrames:
     """Compute depth, place and confidence of every pixel."""
+    samples = inputs.samples
     num_frames, num_slots = samples.cover.window.shape
     height, width = samples.height, samples.width
-    known = any(w.sigma is not None for w in windows)
+    known = any(median is not None for median in inputs.sigma_medians)
     depth = torch.zeros(num_frames, height, width)
     positions = torch.zeros(num_frames, height, width, 3)
     valid = torch.zeros(num_frames, height, width, dtype=torch.bool)
@@ -61,8 +83,7 @@ def fuse(
     count = max(1, _PIXELS_PER_CHUNK // (height * width * num_slots))
     for start in range(0, num_frames, count):
         frames = slice(start, min(start + count, num_frames))
-        part = _gather(windows, samples, unknowns, settings, disparity_counts, frames)
-        fused = _fuse_frames(part, samples, unknowns, weights, frames)
+        fused = _fuse_frames(_gather(inputs, frames), inputs, frames)
         depth[frames], positions[frames], valid[frames] = (t.cpu() for t in fused[:3])
         if confidence is not None:
             confidence[frames] = fused[3].cpu()
@@ -77,56 +98,50 @@ class _Gathered:
 
     points: Float[Tensor, "frame slot pixel 3"]
     valid: Bool[Tensor, "frame slot pixel"]
-    weights: Float[Tensor, "frame slot pixel"]
-    relative_sigma: Float[Tensor, "frame slot pixel"]
+    relative_sigma: Float[Tensor, "frame slot pixel"]  # over the window's median of sigma / depth
     disparity: Float[Tensor, "frame slot pixel"]
-    disparity_weights: Float[Tensor, "frame slot pixel"]
+    has_disparity: Bool[Tensor, "frame slot pixel"]
+    sigma_scale: Float[Tensor, "frame slot"]  # relative_sigma times this is sigma; inf: not known
 
 
-def _gather(
-    windows: Sequence[WindowPrediction],
-    samples: Samples,
-    unknowns: Unknowns,
-    settings: AlignmentSettings,
-    disparity_counts: Tensor,
-    frames: slice,
-) -> _Gathered:
+def _gather(inputs: FusionInputs, frames: slice) -> _Gathered:
+    samples, unknowns, settings = inputs.samples, inputs.unknowns, inputs.settings
     cover, device = samples.cover, samples.points.device
     height, width = samples.height, samples.width
     shape = (frames.stop - frames.start, cover.window.shape[1], height * width)
-    zeros = torch.zeros(shape, device=device)
     points = torch.zeros(*shape, 3, device=device)
     valid = torch.zeros(shape, dtype=torch.bool, device=device)
-    weights, sigmas = zeros.clone(), zeros + torch.inf
-    disparity, disparity_weights = zeros.clone(), zeros.clone()
+    sigmas, disparity = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    has_disparity = torch.zeros_like(valid)
+    sigma_scale = torch.full(shape[:2], torch.inf)
     centers = pixel_centers(height, width, device=device).reshape(-1, 2)
     for row, slot in cover.filled[frames].nonzero().tolist():
         number = int(cover.window[frames.start + row, slot])
         at = int(cover.position[frames.start + row, slot])
-        window = windows[number]
+        window, median = inputs.windows[number], inputs.sigma_medians[number]
         seen = window.valid[at].flatten().to(device)
-        points[row, slot] = window.points[at].flatten(0, 1).to(device, torch.float32)
-        points[row, slot].masked_fill_(~seen[:, None], 0)
+        taken = window.points[at].flatten(0, 1).to(device, torch.float32)
+        points[row, slot] = taken.masked_fill(~seen[:, None], 0)
         valid[row, slot] = seen
-        sigma = window.sigma
-        if sigma is not None:
-            sigma = sigma[at].flatten().to(device, torch.float32)
-            sigmas[row, slot] = sigma * float(unknowns.window_scale[number])
-        if settings.points:
-            weights[row, slot] = relative_weights(sigma, seen, settings)
-        if settings.disparity and window.disparity is not None and disparity_counts[number]:
+        if window.sigma is not None and median is not None:
+            sigmas[row, slot] = window.sigma[at].flatten().to(device, torch.float32) / median
+            sigma_scale[row, slot] = median * float(unknowns.window_scale[number])
+        if window.disparity is not None and inputs.disparity_counts[number]:
             image = window.disparity[at][None].to(device, torch.float32)
             scale = float(unknowns.disparity_scale[number])
             shift = float(unknowns.disparity_shift[number])
-            usable = seen & _away_from_edges(scale * image + shift, centers, height, width)
             here = at_pixels(image, centers, height, width)[0]
-            usable &= here > settings.disparity_floor
+            usable = seen & _away_from_edges(scale * image + shift, centers, height, width)
+            has_disparity[row, slot] = usable & (here > settings.disparity_floor)
             disparity[row, slot] = scale * here + shift
-            disparity_weights[row, slot] = relative_weights(sigma, usable, settings)
     return _Gathered(
-        points=points, valid=valid, weights=weights, relative_sigma=sigmas,
-        disparity=disparity, disparity_weights=disparity_weights,
-    )  # fmt: skip
+        points=points,
+        valid=valid,
+        relative_sigma=sigmas,
+        disparity=disparity,
+        has_disparity=has_disparity,
+        sigma_scale=sigma_scale.to(device),
+    )
 
 
 def _away_from_edges(
@@ -142,25 +157,35 @@ def _away_from_edges(
 
 
 def _fuse_frames(
-    part: _Gathered, samples: Samples, unknowns: Unknowns, weights: TermWeights, frames: slice
+    part: _Gathered, inputs: FusionInputs, frames: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Depth, positions, validity and confidence of some frames."""
+    samples, unknowns, weights = inputs.samples, inputs.unknowns, inputs.weights
     height, width = samples.height, samples.width
     device = samples.points.device
     pixels = pixel_centers(height, width, device=device).reshape(-1, 2)
     rays = (pixels - pixels.new_tensor([width / 2, height / 2])) / unknowns.focal_px
     rays = torch.cat([rays, torch.ones_like(rays[:, :1])], dim=-1)
     matrix, offset = window_to_camera(unknowns, samples, frames)
-    points = einsum(matrix.to(rays), part.points, "f s i j, f s p j -> f s p i")
+    points = einsum(part.points, matrix.to(rays), "f s p j, f s i j -> f s p i")
     points += offset.to(rays)[:, :, None]
+    reach = reach_along(points, rays)
+    of_point = weights.point * part.valid * inputs.settings.points
+    of_disparity = weights.disparity * part.has_disparity
+    rough = median_depth(reach, of_point, part.disparity, of_disparity)
+    known = (of_point > 0).any(1) | (of_disparity > 0).any(1)
+    around = _neighbours(rough.where(known, torch.nan), height, width)[:, None]
+    relative = _relative_sigma(part, rough[:, None])
+    confidence = (1 / relative).clamp_max(inputs.settings.max_confidence_ratio)
+    of_disparity = of_disparity * confidence * _agreement(part.disparity * around)
     depth = robust_depth(
         points,
-        weights.point * part.weights,
+        of_point * confidence * _agreement(reach / around),
         rays,
+        weights.widths,
         disparity=part.disparity,
-        disparity_weights=weights.disparity * part.disparity_weights,
+        disparity_weights=of_disparity,
     )
-    known = (part.weights > 0).any(1) | (part.disparity_weights > 0).any(1)
     filled = samples.cover.filled[frames].to(device)
     votes = part.valid.sum(1)
     valid = known & (2 * votes >= filled.sum(1)[:, None]) & (votes > 0)
@@ -168,11 +193,38 @@ def _fuse_frames(
     positions = transform_points(depth[..., None] * rays, to_world).masked_fill(
         ~valid[..., None], 0
     )
-    # Of the most certain window; 1 where its sigma is 1 % of the depth.
-    sigma = part.relative_sigma.where(part.valid, torch.inf).amin(1)
-    confidence = (0.01 * depth / sigma.clamp_min(1e-12)).masked_fill(~valid, 0)
+    sigma = (part.relative_sigma * part.sigma_scale[..., None]).nan_to_num(torch.inf)
+    sigma = sigma.where(part.valid, torch.inf).amin(1)
+    certainty = (0.01 * depth / sigma.clamp_min(1e-12)).masked_fill(~valid, 0)
     size = (len(depth), height, width)
     return (
         depth.masked_fill(~valid, 0).reshape(size), positions.reshape(*size, 3),
-        valid.reshape(size), confidence.reshape(size),
+        valid.reshape(size), certainty.reshape(size),
     )  # fmt: skip
+
+
+def _neighbours(
+    depth: Float[Tensor, "frame pixel"], height: int, width: int
+) -> Float[Tensor, "frame pixel"]:
+    """Median over 3 x 3 pixels, of those that are known."""
+    images = depth.unflatten(1, (height, width))[:, None]
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    return torch.nn.functional.unfold(padded, 3).nanmedian(dim=1).values
+
+
+def _agreement(ratio: Float[Tensor, "frame slot pixel"]) -> Float[Tensor, "frame slot pixel"]:
+    """How much to believe an answer that differs from the neighbourhood by a factor.
+
+    It counts only where answers for one pixel contradict each other: all lose alike on a thin
+    object that is none of its neighbours', and what is divided by a common factor stays the same.
+    """
+    away = ratio.clamp_min(1e-6).log() / _NEIGHBOUR_WIDTH
+    return (1 / (1 + away.square())).nan_to_num(1.0)
+
+
+def _relative_sigma(
+    part: _Gathered, depth: Float[Tensor, "frame #slot pixel"]
+) -> Float[Tensor, "frame slot pixel"]:
+    """Sigma / depth over its median in the window; 1 where sigma is not known."""
+    relative = part.relative_sigma / depth.clamp_min(1e-6)
+    return torch.where(part.sigma_scale[..., None].isinf(), 1.0, relative).clamp_min(1e-6)

@@ -1,6 +1,7 @@
 """Where the adjustment starts: every unknown from closed forms, near enough for Gauss-Newton."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from einops import einsum
@@ -9,30 +10,16 @@ from torch import Tensor
 
 from ...geometry import invert_rigid, rigid
 from .chaining import Similarities, align_trajectories, chain_cameras, chain_points
-from .depths import robust_depth
+from .depths import NoiseWidths, robust_depth
 from .disparities import fit_lines
 from .rotations import rotation_from_vector, vector_from_rotation
-from .samples import Samples
+from .samples import Samples, chunks
+from .settings import AlignmentSettings
 from .unknowns import Unknowns, frame_samples, window_to_camera
 from .window_cameras import find_window_cameras
 
-FRAMES_PER_CHUNK = 32
-"""Frames whose samples are worked on at once."""
-
 _FARTHEST = 0.1
 """Without points nothing tells where disparity 0 lies: it is put at 10 times the nearest depth."""
-
-
-def chunks(num_frames: int) -> list[slice]:
-    """Slices of the video's frames."""
-    starts = range(0, num_frames, FRAMES_PER_CHUNK)
-    return [slice(start, min(start + FRAMES_PER_CHUNK, num_frames)) for start in starts]
-
-
-def camera_rays(samples: Samples, focal_px: float) -> Float[Tensor, "pixel 3"]:
-    """Return camera-space directions of the samples, with z = 1."""
-    rays = samples.offsets_px / focal_px
-    return torch.cat([rays, torch.ones_like(rays[:, :1])], dim=-1)
 
 
 def start_from_points(samples: Samples) -> tuple[Unknowns, tuple[int, ...]]:
@@ -121,6 +108,36 @@ def window_depths(samples: Samples, unknowns: Unknowns) -> Float[Tensor, "window
     return unknowns.depth[frame.clamp_max(samples.cover.num_frames - 1).to(unknowns.depth.device)]
 
 
+def with_relative_weights(
+    samples: Samples, unknowns: Unknowns, settings: AlignmentSettings
+) -> tuple[Samples, list[float | None]]:
+    """Weigh samples by the relative error that sigma tells, now that the depth is known.
+
+    Also returns the median of sigma / depth of every window; None without sigma.
+    """
+    relative = samples.sigma / window_depths(samples, unknowns)
+    disparity_weights = samples.disparity_weights
+    usable = samples.weights > 0
+    if disparity_weights is not None:
+        usable = usable | (disparity_weights > 0)
+    confidence, medians = torch.ones_like(relative), []
+    for window, known in enumerate(samples.sigma_known.tolist()):
+        values = relative[window][usable[window]]
+        median = float(values.median()) if known and len(values) else None
+        medians.append(median)
+        if median is not None:
+            confidence[window] = median / relative[window]
+    confidence = confidence.clamp_max(settings.max_confidence_ratio)
+    weighted = replace(
+        samples,
+        weights=confidence * (samples.weights > 0),
+        disparity_weights=None
+        if disparity_weights is None
+        else confidence * (disparity_weights > 0),
+    )
+    return weighted, medians
+
+
 def _usable(samples: Samples, frames: slice) -> Tensor:
     part = frame_samples(samples, frames)
     usable = (part.weights > 0).any(1)
@@ -130,7 +147,7 @@ def _usable(samples: Samples, frames: slice) -> Tensor:
 
 
 def _with_depth(samples: Samples, unknowns: Unknowns, disparity: bool = False) -> Unknowns:
-    rays = camera_rays(samples, unknowns.focal_px)
+    rays = samples.rays(unknowns.focal_px)
     depth = []
     for frames in chunks(samples.cover.num_frames):
         part = frame_samples(samples, frames)
@@ -147,6 +164,7 @@ def _with_depth(samples: Samples, unknowns: Unknowns, disparity: bool = False) -
                 points + offset.to(rays)[:, :, None],
                 part.weights,
                 rays,
+                NoiseWidths(),
                 disparity=seen,
                 disparity_weights=weights,
             )
@@ -200,7 +218,7 @@ def _chain_disparities(
     order = sorted(range(cover.num_windows), key=lambda w: cover.first_frame[w])
     scale = torch.full((cover.num_windows,), 1 - _FARTHEST, dtype=torch.float64)
     shift = torch.full((cover.num_windows,), _FARTHEST, dtype=torch.float64)
-    for before, after in zip(order[:-1], order[1:], strict=True):
+    for before, after in pairwise(order):
         start = cover.first_frame[after] - cover.first_frame[before]
         count = max(0, min(cover.length[before] - start, cover.length[after]))
         here, there = slice(start, start + count), slice(0, count)
@@ -219,7 +237,7 @@ def _chain_disparities(
 def ray_trajectories(
     samples: Samples, unknowns: Unknowns
 ) -> tuple[Float[Tensor, "window frame 3 3"], Float[Tensor, "window frame 3"]]:
-    """Lay each window's ray cameras (camera to window) on the cameras of the video, in the world."""
+    """Lay each window's ray cameras (camera to world) on the cameras of the video."""
     assert samples.ray_cameras is not None
     cover = samples.cover
     frame = torch.arange(samples.weights.shape[1]) + torch.tensor(cover.first_frame)[:, None]

@@ -1,31 +1,36 @@
 """Point and disparity terms: their value, and their normal equations with every depth eliminated.
 
+Differences are measured in what was predicted, where the noise is: the fused point d * ray, taken
+to the window's coordinates, against the predicted point, and 1 / d, taken to the window's
+disparity, against the predicted disparity. Both are then relative to a fixed unit (see `depths`).
+Measured in the world, a window would get better by shrinking, and with it all that follow.
+
 Per pixel the unknown depth d couples to what moves the point: camera, focal length, windows. All
-derivatives are taken at the fused point d * ray, not at the noisy predicted ones. For one frame
-they are then the same for all windows, up to small per-window matrices, so that the sums over
-pixels are a few batched matrix products. It also matters for the answer: with predicted points in
-both factors their noise does not average out, and every window would shrink a little against its
-neighbours (errors in variables).
+derivatives are functions of the fused point alone. For one frame they are the same for all windows,
+up to small per-window matrices, and linear in the fused point, so that all sums over pixels are
+moments of it: a few batched matrix products.
 
 Basis of a pixel, 10 columns. Of the point's residual d * ray - point in camera axes: a rotation
-(3), a translation (3), a growth of the window (1), the logarithm of the focal length (1). Of the
-disparity's residual 1 / d - (scale * predicted + shift): 1 / d and 1.
+(0 to 2), a translation (3 to 5), a growth of the window (6), the logarithm of the focal length (7).
+Of the disparity's residual 1 / d - (scale * predicted + shift): 1 / d (8) and 1 (9).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from .depths import POINT_FLOOR, robust_depth
-from .initial import camera_rays
+from .depths import NoiseWidths, Start, huber, robust_depth
 from .rotations import cross_matrix
 from .samples import Samples
-from .unknowns import FrameSamples, Unknowns, frame_samples, window_to_camera
+from .unknowns import FrameSamples, Unknowns, window_to_camera
 
-POINT_COLUMNS, COLUMNS = 8, 10
+COLUMNS = 10
+_POINT, _LINE = slice(0, 8), slice(8, 10)
+_COUPLED = slice(3, 8)
+"""Columns of the point's residual that a change of depth can undo: not the rotation."""
 _TINY = 1e-20
 
 
@@ -38,6 +43,12 @@ class TermWeights:
 
     disparity: float
     """Per disparity sample."""
+
+    widths: NoiseWidths
+    """Where differences become absolute."""
+
+    start: Unknowns
+    """Depth, and scales of the windows, that differences are relative to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,41 +72,66 @@ class FrameSums:
 
 
 def sum_frames(
-    samples: Samples, unknowns: Unknowns, weights: TermWeights, frames: slice
+    samples: Samples,
+    part: FrameSamples,
+    unknowns: Unknowns,
+    weights: TermWeights,
+    frames: slice,
 ) -> FrameSums:
     """Refine the depth of some frames' samples, then sum up both terms."""
-    rays = camera_rays(samples, unknowns.focal_px)
-    part = frame_samples(samples, frames)
+    rays = samples.rays(unknowns.focal_px)
     matrix, offset = window_to_camera(unknowns, samples, frames)
-    points = einsum(matrix.to(rays), part.points, "f s i j, f s p j -> f s p i")
+    points = einsum(part.points, matrix.to(rays), "f s p j, f s i j -> f s p i")
     points = points + offset.to(rays)[:, :, None]
-    seen = _disparity(samples, unknowns, part, frames)
-    of_disparity = part.disparity_weights
-    if of_disparity is not None:
-        of_disparity = weights.disparity * of_disparity
+    window = samples.cover.window[frames]
+    of_point = weights.point * part.weights
+    disparity, of_disparity = torch.zeros_like(of_point), torch.zeros_like(of_point)
+    if part.disparity is not None and part.disparity_weights is not None:
+        scale = unknowns.disparity_scale[window].to(rays)[..., None]
+        disparity = scale * part.disparity + unknowns.disparity_shift[window].to(rays)[..., None]
+        of_disparity = weights.disparity * part.disparity_weights
+    growth = (unknowns.window_scale / weights.start.window_scale)[window].to(rays)[..., None]
+    steeper = (unknowns.disparity_scale / weights.start.disparity_scale)[window].to(rays)
+    start = Start(
+        depth=unknowns.depth[frames],
+        point_unit=growth * weights.start.depth[frames, None],
+        disparity_unit=steeper[..., None] / weights.start.depth[frames, None],
+    )
     depth = robust_depth(
         points,
-        weights.point * part.weights,
+        of_point,
         rays,
-        disparity=seen,
+        weights.widths,
+        disparity=disparity,
         disparity_weights=of_disparity,
-        start=unknowns.depth[frames],
+        start=start,
         rounds=2,
     )
-    if seen is None or of_disparity is None:
-        seen = torch.zeros_like(part.weights)
-        of_disparity = torch.zeros_like(part.weights)
-    return _sums(points, weights.point * part.weights, seen, of_disparity, depth, rays)
+    start = replace(start, depth=depth)
+    return _sums(points, of_point, disparity, of_disparity, start, rays, weights.widths)
 
 
-def _disparity(
-    samples: Samples, unknowns: Unknowns, part: FrameSamples, frames: slice
-) -> Tensor | None:
-    if part.disparity is None:
-        return None
-    window = samples.cover.window[frames]
-    scale = unknowns.disparity_scale[window].to(part.disparity)[..., None]
-    return scale * part.disparity + unknowns.disparity_shift[window].to(scale)[..., None]
+def point_normal_matrix(moments: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 8 8"]:
+    """Sum of basis^T basis over pixels, out of the weighted moments of (x, y, z, 1)."""
+    basis = _point_basis().to(moments)
+    half = einsum(moments, basis, "... a b, b i k -> ... a i k")
+    return einsum(basis, half, "a i c, ... a i k -> ... c k")
+
+
+def point_gradient(moments: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batch 8"]:
+    """Sum of basis^T residual, out of the weighted moments of residual and (x, y, z, 1)."""
+    return einsum(moments, _point_basis().to(moments), "... i a, a i c -> ... c")
+
+
+def _point_basis() -> Float[Tensor, "4 3 8"]:
+    """Derivative of the point's residual, as the factors of x, y, z and 1 of the fused point."""
+    basis = torch.zeros(4, 3, 8, dtype=torch.float64)
+    eye = torch.eye(3, dtype=torch.float64)
+    basis[:3, :, 0:3] = cross_matrix(eye)
+    basis[3, :, 3:6] = -eye
+    basis[:3, :, 6] = -eye
+    basis[:2, :, 7] = -eye[:2]
+    return basis
 
 
 def _sums(
@@ -103,62 +139,99 @@ def _sums(
     point_weights: Float[Tensor, "frame slot pixel"],
     disparity: Float[Tensor, "frame slot pixel"],
     disparity_weights: Float[Tensor, "frame slot pixel"],
-    depth: Float[Tensor, "frame pixel"],
+    start: Start,
     rays: Float[Tensor, "pixel 3"],
+    widths: NoiseWidths,
 ) -> FrameSums:
+    depth = start.depth
     fused = depth[..., None] * rays
     residual = fused[:, None] - points
-    distance = residual.norm(dim=-1)
     error = 1 / depth[:, None] - disparity
-    of_point = point_weights / torch.maximum(distance, POINT_FLOOR * depth[:, None])
-    of_disparity = disparity_weights / error.abs().clamp_min(POINT_FLOOR / depth[:, None])
-
-    basis = _point_basis(fused)  # frame pixel 3 column
-    line = torch.stack([-1 / depth, -torch.ones_like(depth)], dim=-1)  # frame pixel 2
-    # What both do with a change of log depth: d * ray, and -1 / d.
-    on_point = einsum(basis, fused, "f p i c, f p i -> f p c")
+    distance = residual.norm(dim=-1) / start.point_unit
+    difference = error / start.disparity_unit
+    of_point = point_weights / (distance.clamp_min(widths.point) * start.point_unit.square())
+    of_disparity = disparity_weights / difference.abs().clamp_min(widths.disparity)
+    of_disparity = of_disparity / start.disparity_unit.square()
+    line = torch.stack([-1 / depth, -torch.ones_like(depth)], dim=-1)
+    # Basis times what a change of log depth does: d * ray to the point, -1 / d to the disparity.
+    length2 = fused.square().sum(-1)
+    across2 = length2 - depth.square()
+    on_point = torch.cat([-fused, -length2[..., None], -across2[..., None]], dim=-1)
     on_line = -line / depth[..., None]
-    of_depth = (
-        of_point.sum(1) * fused.square().sum(-1) + of_disparity.sum(1) / depth.square()
-    ).clamp_min(_TINY)
-    slope = einsum(of_point, residual, fused, "f s p, f s p i, f p i -> f p")
-    slope = slope - (of_disparity * error).sum(1) / depth
+    along = einsum(residual, fused, "f s p i, f p i -> f s p")
+    of_depth = of_point.sum(1) * length2 + of_disparity.sum(1) / depth.square()
+    of_depth = of_depth.clamp_min(_TINY)
+    slope = (of_point * along).sum(1) - (of_disparity * error).sum(1) / depth
 
-    coupling = torch.cat([on_point, on_line], dim=-1)
-    share = torch.stack([of_point, of_disparity], dim=1)  # frame term slot pixel
-    num_slots = points.shape[1]
-    pairs = einsum(share / of_depth[:, None, None], share, "f t s p, f u r p -> f t s u r p")
-    products = einsum(coupling, coupling, "f p c, f p k -> f p c k")
-    eliminated = einsum(pairs, products, "f t s u r p, f p c k -> f t u s c r k")
-    lost = einsum(share * (slope / of_depth)[:, None, None], coupling, "f t s p, f p c -> f t s c")
-
-    gram = einsum(basis, basis, "f p i c, f p i k -> f p c k")
-    own_points = einsum(of_point, gram, "f s p, f p c k -> f s c k")
-    own_line = einsum(of_disparity, line, line, "f s p, f p c, f p k -> f s c k")
-    normal = points.new_zeros(len(depth), num_slots, COLUMNS, num_slots, COLUMNS)
-    gradient = points.new_zeros(len(depth), num_slots, COLUMNS)
-    parts = (slice(0, POINT_COLUMNS), slice(POINT_COLUMNS, COLUMNS))
-    for t, rows in enumerate(parts):
-        gradient[..., rows] = -lost[:, t, :, rows]
-        for u, columns in enumerate(parts):
-            normal[:, :, rows, :, columns] = -eliminated[:, t, u, :, rows, :, columns]
-    weighted = of_point[..., None] * residual
-    gradient[..., parts[0]] += einsum(weighted, basis, "f s p i, f p i c -> f s c")
-    gradient[..., parts[1]] += einsum(of_disparity * error, line, "f s p, f p c -> f s c")
-    for slot in range(num_slots):
-        normal[:, slot, parts[0], slot, parts[0]] += own_points[:, slot]
-        normal[:, slot, parts[1], slot, parts[1]] += own_line[:, slot]
+    lost = _Eliminated(of_point, of_disparity, on_point, on_line, of_depth, slope)
+    normal = -lost.normal()
+    gradient = -lost.gradient()
+    moment = torch.cat([fused, torch.ones_like(depth)[..., None]], dim=-1)
+    own_points = point_normal_matrix(_exact(_weighted_products(of_point, moment, moment)))
+    own_line = _exact(_weighted_products(of_disparity, line, line))
+    pulled = einsum(of_point[..., None] * residual, moment, "f s p i, f p a -> f s i a")
+    gradient[..., _POINT] += point_gradient(_exact(pulled))
+    gradient[..., _LINE] += _exact(einsum(of_disparity * error, line, "f s p, f p c -> f s c"))
+    for slot in range(points.shape[1]):
+        normal[:, slot, _POINT, slot, _POINT] += own_points[:, slot]
+        normal[:, slot, _LINE, slot, _LINE] += own_line[:, slot]
     return FrameSums(
-        normal=normal.double().cpu(),
-        gradient=gradient.double().cpu(),
+        normal=normal,
+        gradient=gradient,
         depth=depth,
-        point_loss=float((point_weights * distance).sum()),
-        disparity_loss=float((disparity_weights * error.abs()).sum()),
+        point_loss=float((point_weights * huber(distance, widths.point)).sum()),
+        disparity_loss=float((disparity_weights * huber(difference, widths.disparity)).sum()),
     )
 
 
-def _point_basis(fused: Float[Tensor, "frame pixel 3"]) -> Float[Tensor, "frame pixel 3 8"]:
-    """Derivative of d * ray - point by the columns of the basis."""
-    shift = -torch.eye(3, dtype=fused.dtype, device=fused.device).expand(*fused.shape, 3)
-    focal = -fused * fused.new_tensor([1.0, 1.0, 0.0])
-    return torch.cat([cross_matrix(fused), shift, -fused[..., None], focal[..., None]], dim=-1)
+@dataclass(frozen=True, slots=True)
+class _Eliminated:
+    """What the normal equations lose when every pixel's depth is free (Schur complement)."""
+
+    of_point: Float[Tensor, "frame slot pixel"]
+    of_disparity: Float[Tensor, "frame slot pixel"]
+    on_point: Float[Tensor, "frame pixel 5"]
+    on_line: Float[Tensor, "frame pixel 2"]
+    of_depth: Float[Tensor, "frame pixel"]
+    slope: Float[Tensor, "frame pixel"]
+
+    def normal(self) -> Float[Tensor, "frame slot column other_slot column"]:
+        num_frames, num_slots, _ = self.of_point.shape
+        result = torch.zeros(
+            num_frames, num_slots, COLUMNS, num_slots, COLUMNS, dtype=torch.float64
+        )
+        parts = ((self.of_point, self.on_point, _COUPLED), (self.of_disparity, self.on_line, _LINE))
+        for weights, on, rows in parts:
+            for other_weights, other_on, columns in parts:
+                scaled = weights / self.of_depth[:, None]
+                both = scaled[:, :, None] * other_weights[:, None]
+                sums = _weighted_products(rearrange(both, "f s r p -> f (s r) p"), on, other_on)
+                sums = rearrange(sums, "f (s r) c k -> f s c r k", r=num_slots)
+                result[:, :, rows, :, columns] = _exact(sums)
+        return result
+
+    def gradient(self) -> Float[Tensor, "frame slot column"]:
+        result = torch.zeros(*self.of_point.shape[:2], COLUMNS, dtype=torch.float64)
+        per_pixel = (self.slope / self.of_depth)[..., None]
+        result[..., _COUPLED] = _exact(
+            einsum(self.of_point, per_pixel * self.on_point, "f s p, f p c -> f s c")
+        )
+        result[..., _LINE] = _exact(
+            einsum(self.of_disparity, per_pixel * self.on_line, "f s p, f p c -> f s c")
+        )
+        return result
+
+
+def _exact(sums: Tensor) -> Tensor:
+    """On the CPU in float64: small, and not every device has float64."""
+    return sums.cpu().double()
+
+
+def _weighted_products(
+    weights: Float[Tensor, "frame item pixel"],
+    left: Float[Tensor, "frame pixel column"],
+    right: Float[Tensor, "frame pixel other_column"],
+) -> Float[Tensor, "frame item column other_column"]:
+    """Sum over pixels of weight * left^T right, as one matrix product per frame."""
+    products = rearrange(left[..., None] * right[..., None, :], "f p c k -> f p (c k)")
+    return rearrange(weights @ products, "f n (c k) -> f n c k", c=left.shape[-1])

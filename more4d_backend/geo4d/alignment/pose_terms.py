@@ -7,7 +7,7 @@ difference of two rotations in the Frobenius norm is sqrt(2) times its angle, fo
 
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .block_solver import System
@@ -21,17 +21,15 @@ _FLOOR = 1e-3
 def add_camera_term(
     system: System,
     unknowns: Unknowns,
-    rotation: Float[Tensor, "window position 3 3"],
-    center: Float[Tensor, "window position 3"],
-    frame: Tensor,
-    counts: Bool[Tensor, "window position"],
+    rotation: Float[Tensor, "camera 3 3"],
+    center: Float[Tensor, "camera 3"],
+    frame: Int[Tensor, "camera"],
     weight: float,
 ) -> float:
     """Add `weight` times the sum of differences to the ray cameras (camera to world).
 
-    Returns the value of the term. `frame` is the video's frame of each position.
+    Returns the value of the term. `frame` is the frame of the video that each belongs to.
     """
-    frame, rotation, center = frame[counts], rotation[counts], center[counts]
     camera = unknowns.world_to_camera[frame, :3, :3]
     turn = 2**0.5 * vector_from_rotation(camera @ rotation)
     away = unknowns.centers[frame] - center

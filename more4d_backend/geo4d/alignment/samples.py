@@ -16,6 +16,7 @@ from ..predictions import WindowError, WindowPrediction
 from ..ray_maps import RayCameras, cameras_from_rays, focal_from_rays
 from .settings import AlignmentError, AlignmentSettings
 
+_FRAMES_PER_CHUNK = 32
 _RAYS_PER_FRAME = 1000
 """Enough for a camera: three numbers each for centre and rotation."""
 
@@ -72,6 +73,12 @@ class Samples:
     disparity_weights: Float[Tensor, "window frame pixel"] | None
     """As `weights`, and 0 where the disparity is too low."""
 
+    sigma: Float[Tensor, "window frame pixel"]
+    """In box units; 1 where not valid, and for windows that came without."""
+
+    sigma_known: Bool[Tensor, "window"]
+    """Whether the window came with sigma; on the CPU."""
+
     ray_cameras: RayCameras | None
     """Of each window, padded; on the CPU, float64. None when they are not used."""
 
@@ -83,6 +90,17 @@ class Samples:
 
     width: int
     """Of the images."""
+
+    def rays(self, focal_px: float) -> Float[Tensor, "pixel 3"]:
+        """Return the camera-space directions of the samples, with z = 1."""
+        rays = self.offsets_px / focal_px
+        return torch.cat([rays, torch.ones_like(rays[:, :1])], dim=-1)
+
+
+def chunks(num_frames: int) -> list[slice]:
+    """Slices of the video's frames, to be worked on at once."""
+    starts = range(0, num_frames, _FRAMES_PER_CHUNK)
+    return [slice(start, min(start + _FRAMES_PER_CHUNK, num_frames)) for start in starts]
 
 
 def cover_of(windows: Sequence[WindowPrediction]) -> Cover:
@@ -146,13 +164,14 @@ def take_samples(
             row[: len(part)] = part
         return joined
 
-    points, weights, disparity, disparity_weights = [], [], [], []
+    points, weights, sigmas, disparity, disparity_weights = [], [], [], [], []
     for window in windows:
         valid = window.valid[:, rows, columns].flatten(1).to(device)
         taken = window.points[:, rows, columns].flatten(1, 2).to(device, torch.float32)
         sigma = window.sigma
         if sigma is not None:
             sigma = sigma[:, rows, columns].flatten(1).to(device, torch.float32)
+        sigmas.append(torch.ones_like(taken[..., 0]) if sigma is None else sigma.where(valid, 1.0))
         points.append(taken.masked_fill(~valid[..., None], 0))
         weights.append(relative_weights(sigma, valid, settings) * settings.points)
         if settings.disparity and window.disparity is not None:
@@ -171,6 +190,8 @@ def take_samples(
         weights=padded(weights),
         disparity=padded(disparity) if disparity else None,
         disparity_weights=padded(disparity_weights) if disparity else None,
+        sigma=padded(sigmas),
+        sigma_known=torch.tensor([w.sigma is not None for w in windows]),
         ray_cameras=None if rays is None else rays[0],
         ray_focal_px=None if rays is None else rays[1] * width,
         height=height,
@@ -220,10 +241,14 @@ def _ray_cameras(
         assert window.rays is not None
         height, width = window.rays.directions.shape[1:3]
         step = max(1, int((height * width / _RAYS_PER_FRAME) ** 0.5))
-        rows, columns = (slice(min(step // 2, size - 1), None, step) for size in (height, width))
-        directions = window.rays.directions[:, rows, columns].to(device, torch.float32)
-        moments = window.rays.moments[:, rows, columns].to(device, torch.float32)
-        weights = _ray_weights(window, directions.shape[1:3], settings, device)
+        rows = torch.arange(min(step // 2, height - 1), height, step)
+        columns = torch.arange(min(step // 2, width - 1), width, step)
+        directions = window.rays.directions[:, rows][:, :, columns].to(device, torch.float32)
+        moments = window.rays.moments[:, rows][:, :, columns].to(device, torch.float32)
+        # The same places in the point maps, which may be larger.
+        full = window.valid.shape[1:]
+        there = (2 * rows + 1) * full[0] // (2 * height), (2 * columns + 1) * full[1] // (2 * width)
+        weights = _ray_weights(window, *there, settings, device)
         cameras = cameras_from_rays(directions, moments, weights)
         rotation[number, : window.num_frames] = cameras.rotation.double().cpu()
         center[number, : window.num_frames] = cameras.center.double().cpu()
@@ -234,13 +259,13 @@ def _ray_cameras(
 
 def _ray_weights(
     window: WindowPrediction,
-    size_hw: tuple[int, int],
+    rows: Tensor,
+    columns: Tensor,
     settings: AlignmentSettings,
     device: torch.device,
 ) -> Tensor | None:
     """Where the points are uncertain so are the rays; the sky's rays count as the median's."""
     if window.sigma is None:
         return None
-    weights = relative_weights(window.sigma, window.valid, settings)
-    weights = weights.where(window.valid, 1.0).to(device, torch.float32)
-    return torch.nn.functional.interpolate(weights[:, None], size_hw, mode="area")[:, 0]
+    sigma, valid = window.sigma[:, rows][:, :, columns], window.valid[:, rows][:, :, columns]
+    return relative_weights(sigma, valid, settings).where(valid, 1.0).to(device, torch.float32)

@@ -46,7 +46,7 @@ class AlignmentSettings:
     """A window whose ray cameras turn otherwise than the point maps say, by more than this per
     frame (root mean square), does not count in the camera term."""
 
-    max_confidence_ratio: float = 10.0
+    max_confidence_ratio: float = 2.0
     """A pixel counts at most this many times as much as the median pixel of its window."""
 
     pixels_per_frame: int = 2500

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...geometry import rigid
-from .rotations import cross_matrix, rotation_from_vector
+from .pixel_terms import point_gradient, point_normal_matrix
+from .rotations import rotation_from_vector
 from .samples import Samples
 
 _log = logging.getLogger(__name__)
@@ -43,8 +44,7 @@ def find_window_cameras(samples: Samples) -> WindowCameras:
     Each frame starts at the camera of the frame before; at the end all are refined together.
     """
     focal_px, shift = _focal_and_shift(samples)
-    rays = samples.offsets_px / focal_px
-    rays = torch.cat([rays, torch.ones_like(rays[:, :1])], dim=-1)
+    rays = samples.rays(focal_px)
     step = max(1, len(rays) // _PNP_PIXELS)
     some = slice(step // 2, None, step)
     num_windows, num_frames = samples.weights.shape[:2]
@@ -131,14 +131,12 @@ def _pnp_step(
     # In angle: errors of points grow with depth, and the scale of the window is not known.
     relative = 1 / depth
     weight = weights * relative.square() / (residual.norm(dim=-1) * relative).clamp_min(1e-3)
-    # d residual: [foot]x for a rotation, -1 for a translation, foot for the (eliminated) depth.
-    across = cross_matrix(foot)
-    basis = torch.cat([across, -torch.eye(3).to(across).expand_as(across)], dim=-1)
+    # Basis as in `pixel_terms`: rotation and translation; the part along the ray is eliminated.
+    moment = torch.cat([foot, torch.ones_like(depth)[..., None]], dim=-1)
+    gram = point_normal_matrix((weight[..., None] * moment).transpose(1, 2) @ moment)[..., :6, :6]
     along = torch.nn.functional.normalize(rays, dim=-1)
-    # The component along the ray is eliminated.
-    basis = basis - along[:, :, None] * einsum(along, basis, "p i, c p i k -> c p k")[:, :, None]
-    gram = einsum(weight, basis, basis, "c p, c p i k, c p i l -> c k l")
-    right = einsum(weight, basis, residual, "c p, c p i k, c p i -> c k")
+    gram[:, 3:, 3:] -= einsum(weight, along[:, :, None] * along[:, None], "c p, p i j -> c i j")
+    right = point_gradient((weight[..., None] * residual).transpose(1, 2) @ moment)[..., :6]
     damping = 1e-6 * gram.diagonal(dim1=-2, dim2=-1).amax(-1) + _EPSILON
     gram = gram + damping[:, None, None] * torch.eye(6).to(gram)
     delta = -torch.linalg.solve(gram, right)
