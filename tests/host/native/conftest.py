@@ -1,8 +1,6 @@
 """A ComfyUI host in a process of its own, for tests that need none of its server.
 
-COMFYUI_PYTHON is the Python of a host's environment, COMFYUI_PATH its folder (or several, joined as
-in PATH: every test runs on each). COMFYUI_PINS may name, in the same order, folders of packages
-that a host needs in other versions; an empty entry is none.
+The variables in `benchmarks/comfy_host.py` say which; every test runs on each host they name.
 """
 
 import json
@@ -14,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-PACK = Path(__file__).parents[3]
+from benchmarks.comfy_host import ROOT, installations
+
 HERE = Path(__file__).parent
+PACK = Path(os.environ.get("MORE4D_PACK", ROOT))
 
 
 class HostError(Exception):
@@ -29,14 +29,13 @@ class HostError(Exception):
 class Host:
     """Calls functions of the modules in `inside`, in the host's own Python."""
 
-    def __init__(self, folder, pins, scratch):
-        self.name, self.scratch = folder.name, scratch
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        environment["PYTHONPATH"] = pins
+    def __init__(self, installation, scratch):
+        self.name, self.scratch = installation.folder.name, scratch
+        environment = os.environ | {"PYTHONPATH": installation.pins}
         self.log = (scratch / "host.log").open("w")
-        python = os.environ["COMFYUI_PYTHON"]
+        python, folder = str(installation.python), str(installation.folder)
         self.process = subprocess.Popen(
-            [python, str(HERE / "worker.py"), str(folder), str(PACK), str(scratch)],
+            [python, str(HERE / "worker.py"), folder, str(PACK), str(scratch)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -72,22 +71,17 @@ class Host:
 
 
 def _hosts():
-    folders = [Path(p) for p in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if p]
-    pins = os.environ.get("COMFYUI_PINS", "").split(os.pathsep)
-    pins += [""] * (len(folders) - len(pins))
-    return [
-        pytest.param((folder, pin), id=folder.name)
-        for folder, pin in zip(folders, pins, strict=False)
-    ] or [pytest.param(None, id="no-host")]
+    return [pytest.param(found, id=found.folder.name) for found in installations()] or [
+        pytest.param(None, id="no-host")
+    ]
 
 
 @pytest.fixture(scope="session", params=_hosts())
 def native_host(request, tmp_path_factory):
     """One host after the other, each with the pack's models registered."""
-    if request.param is None or "COMFYUI_PYTHON" not in os.environ:
-        pytest.skip("COMFYUI_PYTHON and COMFYUI_PATH do not name a ComfyUI host")
-    folder, pins = request.param
-    host = Host(folder, pins, tmp_path_factory.mktemp("host"))
+    if request.param is None:
+        pytest.skip("no ComfyUI: COMFYUI_PATH names none, and there is none in ~/comfy")
+    host = Host(request.param, tmp_path_factory.mktemp("host"))
     yield host
     host.close()
 
