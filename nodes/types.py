@@ -13,3 +13,6 @@ RenderType = io.Custom("MORE4D_RENDER")
 
 MotionVAEType = io.Custom("MORE4D_MOTION_VAE")
 """`nodes.motion_vae.HostMotionVAE`."""
+
+Geo4DType = io.Custom("MORE4D_GEO4D")
+"""`HostNetwork` around `nodes.geo4d.HeldGeo4D`."""

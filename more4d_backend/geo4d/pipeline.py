@@ -41,6 +41,10 @@ _TOKENS_AT_ONCE = 82_000
 """Latent pixels of all windows of a batch: two released windows fill a large GPU."""
 
 
+_MAPS_OF_WINDOW, _MAPS_OF_PICTURE = 60, 12
+"""Activations of the first level that are alive at one time, in the UNet and in a decoder."""
+
+
 class ReconstructionError(ValueError):
     """Settings that cannot work, or a video too long for this machine."""
 
@@ -168,6 +172,15 @@ def reconstruct(
         framing=framed.framing,
         num_windows=len(windows),
     )
+
+
+def work_bytes(networks: Geo4DNetworks, network_hw: tuple[int, int]) -> int:
+    """Estimate the device memory that one window takes besides the weights."""
+    size, item = networks.size, networks.dtype.itemsize
+    pixels = network_hw[0] * network_hw[1]
+    window = size.num_frames * pixels // size.vae.reduction**2 * size.unet.model_channels
+    pictures = networks.vae.pictures_per_call * pixels * size.vae.channels
+    return item * max(_MAPS_OF_WINDOW * window, _MAPS_OF_PICTURE * pictures)
 
 
 @torch.no_grad()
