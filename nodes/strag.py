@@ -132,7 +132,8 @@ class More4DStragConditioning(io.ComfyNode):
         check_strag(model)
         check_text(model, positive, negative)
         check_video_size(num_frames, height, width)
-        encode, profile = video_encoder(vae), motion_vae.profile
+        profile = motion_vae.profile
+        encode = video_encoder(vae, 3 if profile.reference_latent == "image" else 2)
         lifted = lift_scene(scene, one_picture(image), (height, width), fit)
         picture, depth = lifted.fitted.image, lifted.fitted.depth
         condition = condition_by(encode, picture[None], depth[None], num_frames, profile)

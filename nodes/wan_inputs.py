@@ -1,6 +1,7 @@
 """What the STraG and ViSM nodes ask of the host's models: the right kind, and latents of videos."""
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import comfy.clip_vision
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..more4d_backend.strag.sizes import FUN_INP_CHANNELS, IMAGE_DIM, STRAG_SIZES
 from ..more4d_backend.wan.image_tokens import zero_image_tokens
 from ..more4d_backend.wan.latents import LATENT_CHANNELS, latent_size
+from .memory import report_progress
 from .wan_model import StragModel
 
 Conditioning = list[list[Any]]
@@ -79,8 +81,10 @@ def check_text(model: Any, *conditionings: Conditioning) -> None:
             )
 
 
-def video_encoder(vae: Any) -> Callable[[Tensor], Tensor]:
+def video_encoder(vae: Any, num_videos: int = 1) -> Callable[[Tensor], Tensor]:
     """Return the backend's form of a host's VAE: video in [-1, 1] to normalised latent.
+
+    It fills the node's progress bar by so many videos, and obeys Cancel before each.
 
     Raises:
         WrongModelError: not the Wan 2.1 VAE.
@@ -95,8 +99,10 @@ def video_encoder(vae: Any) -> Callable[[Tensor], Tensor]:
             "VAE; more4d_tiny_wan_vae.safetensors comes with the pack, for the tiny models."
         )
 
+    progress, done = report_progress(), count()
+
     def encode(video: Tensor) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        progress(next(done), num_videos)
         pixels = rearrange((video + 1) / 2, "1 c f h w -> f h w c")
         return comfy.latent_formats.Wan21().process_in(vae.encode(pixels).float())
 
