@@ -237,3 +237,11 @@ def test_text_for_models_of_another_size_is_refused(
             "behaviour.text_of_the_wrong_size", files=files, tiny_text=tiny_text,
             tiny_model=tiny_model, **photo,
         )  # fmt: skip
+
+
+def test_the_host_knows_our_model_and_folders_once_however_often_we_register(native_host):
+    found = native_host.call("behaviour.registered_again")
+    assert (found["first"], found["count"]) == ("STraG", 1)
+    for is_ours in found["folders"].values():
+        assert sum(is_ours) == 1
+        assert is_ours[-1]  # after the user's own

@@ -258,3 +258,22 @@ def text_of_the_wrong_size(files, image, depth, intrinsics, prompt, tiny_text, t
     conditioning(
         files, image, depth, intrinsics, prompt, model, positive=positive, negative=positive
     )
+
+
+def registered_again():
+    """What the host knows of us after the pack is loaded a second time."""
+    import comfy.supported_models
+    import folder_paths
+    from more4d_pack.more4d_backend.tiny import WEIGHTS_FOLDER
+    from more4d_pack.nodes.wan_model import register_models
+
+    register_models()
+    names = [config.__name__ for config in comfy.supported_models.models]
+    folders = {
+        category: [
+            str(WEIGHTS_FOLDER / category) == f for f in folder_paths.get_folder_paths(category)
+        ]
+        for category in ("diffusion_models", "vae", "loras")
+        if (WEIGHTS_FOLDER / category).is_dir()
+    }
+    return {"first": names[0], "count": names.count("STraG"), "folders": folders}
