@@ -50,6 +50,13 @@ class WindowOptions:
     modalities: Literal["all", "points", "disparity"] = "all"
     """What the alignment uses: point maps, disparity and ray maps, or one of them."""
 
+    ray_reduction: int | None = None
+    """Decode ray maps with 1, 2 or 4 times fewer pixels along each side. Default: 4 at full size;
+    cameras do not suffer."""
+
+    disparity_reduction: int | None = None
+    """The same for disparity. Default: 2 at full size; 1 gives smoother depth and takes longer."""
+
     condition_fps: int = DEFAULT_FPS
     """What the network is told the frame rate is; the published evaluation says 24 for all."""
 
@@ -81,7 +88,9 @@ class WindowOptions:
             windows_per_batch=self.windows_per_batch,
             sampling=SamplingSettings(num_steps=self.num_steps, rescale=self.rescale),
             decoding=DecodingSettings(
-                modalities=ModalitySettings(sky_tolerance=self.sky_tolerance)
+                ray_reduction=self.ray_reduction,
+                disparity_reduction=self.disparity_reduction,
+                modalities=ModalitySettings(sky_tolerance=self.sky_tolerance),
             ),
             alignment=alignments[self.modalities](),
         )
