@@ -112,7 +112,8 @@ class Run:
     """Node -> what it shows, files among it."""
 
     events: list[tuple[str, Any]] = field(repr=False)
-    """All that the server sent meanwhile; previews as ("preview", bytes)."""
+    """All that the server sent meanwhile; pictures as ("preview", bytes), what nodes say of
+    themselves as ("text", {"node", "text"})."""
 
     seconds: float
     """From queue to end."""
@@ -145,7 +146,7 @@ class Listener:
         """
         message = self._connection.recv(timeout=timeout)
         if isinstance(message, bytes):
-            event = ("preview", message[8:])
+            event = _binary_event(message)
         else:
             content = json.loads(message)
             event = (content["type"], content["data"])
@@ -171,12 +172,24 @@ class Listener:
         )
 
 
+_BINARY_TEXT = 3
+
+
+def _binary_event(message: bytes) -> tuple[str, Any]:
+    if int.from_bytes(message[:4], "big") != _BINARY_TEXT:
+        return "preview", message[8:]
+    start = 8 + int.from_bytes(message[4:8], "big")  # after the node's id
+    return "text", {"node": message[8:start].decode(), "text": message[start:].decode()}
+
+
 class ComfyHost:
     """A server with the pack in it; a context manager."""
 
-    def __init__(self, installation: Installation, base: Path, *options: str) -> None:
+    def __init__(
+        self, installation: Installation, base: Path, *options: str, threads: int = 2
+    ) -> None:
         """Prepare it: `base` is where its models, input, output and settings are."""
-        self.installation, self.base = installation, base
+        self.installation, self.base, self.threads = installation, base, threads
         for name in _FOLDERS:
             (base / name).mkdir(parents=True, exist_ok=True)
         self.log = base / "server.log"
@@ -204,7 +217,9 @@ class ComfyHost:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         environment = os.environ | {
-            "PYTHONPATH": self.installation.pins, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"
+            "PYTHONPATH": self.installation.pins, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1",
+            # More than there are free cores wait for each other: ten times as long was seen.
+            "OMP_NUM_THREADS": str(self.threads),
         }  # fmt: skip
         # Without compiled files every start takes twice as long.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)

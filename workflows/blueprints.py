@@ -103,7 +103,7 @@ def _outputs(
 
 
 def _port(
-    identity: str, key: str, kind: str, ids: list[int], place: list[float], name: str | None = None
+    identity: str, key: str, kind: str, ids: list[int], place: list[int], name: str | None = None
 ) -> dict[str, Any]:
     return {
         "id": str(uuid.uuid5(uuid.UUID(identity), key)), "name": name or key, "type": kind,

@@ -143,7 +143,7 @@ def widget_default(kind: Any, options: dict[str, Any]) -> Any:
     choices = kind if isinstance(kind, list) else options.get("options")
     if choices:
         return choices[0]["key"] if isinstance(choices[0], dict) else choices[0]
-    return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}.get(kind)
+    return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}.get(str(kind))
 
 
 def defaults(schemas: Schemas, type: str) -> dict[str, Any]:

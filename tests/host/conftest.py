@@ -70,34 +70,16 @@ def schemas(comfy):
     return comfy.get("/object_info")
 
 
-@pytest.fixture
-def tiny_prompt(schemas):
-    """`tiny_prompt(**settings)`: the tiny workflow, small, as its prompt, and its parts by name."""
+@pytest.fixture(scope="session")
+def make_tiny_prompt(schemas):
+    """`make_tiny_prompt(**settings)`: the tiny workflow as a prompt, in two steps if not told."""
 
-    def make(*, picture=None, **settings):
+    def make(**settings):
         graph = Graph()
-        small = {"num_frames": 9, "height": 64, "width": 80, "steps": 2, "seed": 0}
-        tiny_video(graph, **(small | settings))
-        prompt = graph.prompt(schemas)
-        if picture is not None:
-            example = named(prompt, "More4DExamplePicture")
-            prompt[example] = {"class_type": "LoadImage", "inputs": {"image": picture}}
-            text = next(n for n in prompt.values() if n["inputs"].get("text") == [example, 1])
-            text["inputs"]["text"] = "a red ball moves right"
-        return prompt
+        tiny_video(graph, **({"steps": 2} | settings))
+        return graph.prompt(schemas)
 
     return make
-
-
-def named(prompt, class_type):
-    """Return the id of the first node of a type."""
-    return next(key for key, node in prompt.items() if node["class_type"] == class_type)
-
-
-@pytest.fixture(scope="session")
-def node_of():
-    """`node_of(prompt, class_type)`: its id."""
-    return named
 
 
 @pytest.fixture(scope="session")
@@ -164,9 +146,7 @@ class HostPage:
 
     def show_all(self):
         """Zoom out to the whole graph, and let it be drawn."""
-        self.page.evaluate(
-            "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
-        )
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(1000)
 
     def ours(self):
@@ -191,7 +171,7 @@ def browser():
 def page(request, comfy, browser):
     """The page of the server, in both renderers."""
     _page_settings(comfy.base, request.param == "nodes2")
-    tab = browser.new_page(viewport={"width": 1920, "height": 1080})
+    tab = browser.new_page(viewport={"width": 2560, "height": 1440})
     shown = HostPage(tab, comfy.url)
     shown.renderer = request.param
     yield shown

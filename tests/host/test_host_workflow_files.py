@@ -1,0 +1,143 @@
+"""The example workflows against what the server says of its nodes."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks.comfy_host import PACK_NAME, ROOT, RejectedError
+from workflows.build import BLUEPRINT, WORKFLOWS, blueprint
+from workflows.graph import NOTE, Graph, input_definitions, is_widget, page_file
+
+pytestmark = pytest.mark.host
+
+FILES = [*(ROOT / "workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def graphs(content):
+    """Return the parts of a file that have nodes: itself, or the subgraphs."""
+    return content.get("definitions", {}).get("subgraphs", [content])
+
+
+def nodes(content):
+    return [n for graph in graphs(content) for n in graph["nodes"] if n["type"] != NOTE]
+
+
+def test_every_workflow_has_a_thumbnail_and_a_drawing():
+    assert {p.stem for p in (ROOT / "workflows").glob("*.json")} == set(WORKFLOWS)
+    assert {p.stem for p in (ROOT / "workflows").glob("*.jpg")} == set(WORKFLOWS)
+    assert [p.stem for p in (ROOT / "subgraphs").glob("*.json")] == [BLUEPRINT]
+
+
+def test_the_host_lists_workflows_and_blueprint(comfy):
+    assert sorted(comfy.get("/workflow_templates")[PACK_NAME]) == sorted(WORKFLOWS)
+    for name in WORKFLOWS:
+        path = f"/api/workflow_templates/{PACK_NAME}/{name}"
+        assert comfy.get(f"{path}.json")["nodes"]
+        assert comfy.get_bytes(f"{path}.jpg")[:2] == b"\xff\xd8"
+    listed = comfy.get("/global_subgraphs")
+    ours = {
+        k: v for k, v in listed.items() if v["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"
+    }
+    assert [v["name"] for v in ours.values()] == [BLUEPRINT]
+    assert json.loads(comfy.get(f"/global_subgraphs/{next(iter(ours))}")["data"])["definitions"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_file_fits_the_nodes_of_the_host(schemas, path):
+    for node in nodes(read(path)):
+        if re.fullmatch(r"[\da-f-]{36}", node["type"]):
+            continue  # the subgraph itself
+        definitions = input_definitions(schemas, node["type"])
+        names = [i["name"] for i in node["inputs"]]
+        assert set(names) <= set(definitions), node["type"]
+        linked = {i["name"] for i in node["inputs"] if i["link"] is not None}
+        required = {
+            n for n, (kind, _, needed) in definitions.items() if needed and not is_widget(kind)
+        }
+        assert required <= linked, f"{node['type']} lacks {required - linked}"
+        shown = [o["name"] for o in node["outputs"]]
+        assert shown == schemas[node["type"]]["output_name"], node["type"]
+        check_values(node, definitions)
+
+
+def check_values(node, definitions):
+    values = iter(node["widgets_values"])
+    for name, (kind, options, _) in definitions.items():
+        if not is_widget(kind) or name not in {i["name"] for i in node["inputs"]}:
+            continue
+        value = next(values)
+        if kind in ("INT", "FLOAT"):
+            assert options["min"] <= value <= options["max"], (node["type"], name)
+        choices = kind if isinstance(kind, list) else options.get("options") or []
+        is_file = isinstance(value, str) and re.search(r"\.(safetensors|png)", value)
+        if choices and not isinstance(choices[0], dict) and not is_file:
+            assert value in choices, (node["type"], name)
+        if options.get("control_after_generate"):
+            assert next(values) in ("fixed", "randomize")
+        if options.get("image_upload"):
+            assert next(values) == "image"
+    assert not list(values), node["type"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_links_join_outputs_and_inputs_of_one_type(path):
+    for graph in graphs(read(path)):
+        by_id = {n["id"]: n for n in graph["nodes"]}
+        for row in graph["links"]:
+            link = row if isinstance(row, list) else list(row.values())
+            number, origin, slot, target, target_slot, kind = link
+            if origin in by_id:
+                output = by_id[origin]["outputs"][slot]
+                assert number in output["links"]
+                assert output["type"] == kind
+            if target in by_id:
+                socket = by_id[target]["inputs"][target_slot]
+                assert socket["link"] == number
+                assert kind == "*" or kind in socket["type"].split(",")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_nothing_but_files_of_the_user_is_missing_to_run_a_workflow(comfy, schemas, name):
+    graph = Graph()
+    WORKFLOWS[name](graph)
+    prompt = graph.prompt(schemas)
+    for node in prompt.values():  # not to be run here: an output that never comes
+        if node["class_type"] == "UNETLoader" and "tiny" in node["inputs"]["unet_name"]:
+            node["inputs"]["unet_name"] = "not-there.safetensors"
+    with pytest.raises(RejectedError) as refused, comfy.listen() as listener:
+        comfy.queue(prompt, listener)
+    wrong = [e for node in refused.value.nodes.values() for e in node["errors"]]
+    assert wrong
+    for error in wrong:
+        missing = error["type"] == "value_not_in_list" or "There is no file" in error["details"]
+        picture = "Invalid image file" in error["details"]
+        assert missing or picture, error
+
+
+def test_full_size_workflows_say_where_their_models_are():
+    for name in ("image-to-4d-video", "host-geometry-to-video"):
+        content = read(ROOT / "workflows" / f"{name}.json")
+        models = [m for n in nodes(content) for m in n["properties"].get("models", [])]
+        assert len(models) >= 5
+        for model in models:
+            assert model["url"].startswith("https://huggingface.co/")
+            assert model["directory"]
+        loaders = [n for n in nodes(content) if n["type"].endswith(("Loader", "LoadMoGeModel"))]
+        for node in loaders:
+            assert node["properties"]["models"][0]["name"] in node["widgets_values"]
+
+
+def test_the_files_are_what_the_generator_draws(comfy, schemas):
+    """Against the oldest host; a newer one knows more inputs."""
+    if comfy.get("/system_stats")["system"]["comfyui_version"].split(".")[:2] != ["0", "25"]:
+        pytest.skip("files are written against ComfyUI 0.25")
+    for name, draw in WORKFLOWS.items():
+        graph = Graph()
+        draw(graph)
+        assert read(ROOT / "workflows" / f"{name}.json") == page_file(graph, schemas)
+    assert read(ROOT / "subgraphs" / f"{BLUEPRINT}.json") == blueprint(schemas)
