@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, Moti
 from more4d_backend.strag.profile import OWN
 from more4d_backend.tiny.depth_network import DepthNetwork
 from more4d_backend.tiny.writing import fold_statistics, measured_statistics, write_embedded
-from more4d_backend.wan.latents import decode_video, encode_video
+from more4d_backend.wan.latents import decode_video, encode_video, latent_statistics
 from more4d_backend.wan.whole_clip import run_whole_clips
 from more4d_backend.weights.kinds import WeightKind
 
@@ -42,6 +42,9 @@ from .pictures import draw_pictures
 from .procedural import PROCEDURAL_RECIPES
 from .run_errors import NotFiniteError
 from .samples import SampleSize
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +130,7 @@ Losses = Mapping[str, Tensor]
 
 RECIPES = {
     "vae": TinyTraining(
-        part="vae", steps=8000, batch_size=10, learning_rate=1.5e-3, pool_size=1500
+        part="vae", steps=5200, batch_size=10, learning_rate=1.5e-3, pool_size=1500
     ),
     "depth": TinyTraining(
         part="depth", steps=6000, batch_size=32, learning_rate=2e-3, pool_size=16_000
@@ -157,19 +160,28 @@ class TinyVaes(nn.Module):
         pictures: Float[Tensor, "clip 3 frame height width"],
         motion: Float[Tensor, "crop 3 frame height width"],
         *,
+        decoder: Literal["shared", "own"],
         balanced: bool,
     ) -> Losses:
         """Send pictures (in [-1, 1]) and motion through and back.
 
-        `balanced` weighs what moves and what rests alike. From scratch the mean error alone settles
-        at no motion at all, because most places rest.
+        From scratch a decoder of motion settles at no motion at all, because most places rest and
+        what moves goes either way. So motion begins as one more kind of picture with the decoder of
+        pictures (`shared`), from which its own decoder then starts (`split_decoders`). `balanced`
+        weighs what moves and what rests alike.
         """
-        posterior = self.rgb.encode(
-            torch.cat([pictures, self.motion.encoder_prompt(motion)]), return_dict=False
-        )[0]
+        shown = self.motion.encoder_prompt(motion)
+        posterior = self.rgb.encode(torch.cat([pictures, shown]), return_dict=False)[0]
         latent, felt = posterior.sample().split([len(pictures), len(motion)])
-        colour = (self.rgb.decode(latent, return_dict=False)[0] - pictures).abs().mean()
-        error = (self.motion.decode(self.motion.standardize(felt)) - motion).abs()
+        if decoder == "shared":
+            decoded = decode_own_units(self.rgb, torch.cat([latent, felt]))
+            seen, decoded_motion = decoded.split([len(pictures), len(motion)])
+            decoded_motion = self.motion.decoder_prompt(decoded_motion)
+        else:
+            seen = decode_own_units(self.rgb, latent)
+            decoded_motion = self.motion.decode(self.motion.standardize(felt))
+        colour = (seen - pictures).abs().mean()
+        error = (decoded_motion.float() - motion).abs()
         moves = (motion.abs().amax((1, 2), keepdim=True) > MOVES).expand_as(error)
         mover = error.mean()
         if balanced:
@@ -181,6 +193,21 @@ class TinyVaes(nn.Module):
             "R": error.mean() / motion.abs().mean(),
             "R_moving": error[moves].mean() / motion.abs()[moves].mean(),
         }
+
+    def split_decoders(self, average: ParameterAverage) -> None:
+        """Let the decoder of motion start from that of pictures, and its running mean with it."""
+        for part in ("decoder", "post_quant_conv"):
+            source = self.rgb.get_submodule(part)
+            self.motion.vae.get_submodule(part).load_state_dict(source.state_dict())
+            for name, _ in source.named_parameters():
+                mean = average.mean[f"rgb.{part}.{name}"]
+                average.mean[f"motion.vae.{part}.{name}"].copy_(mean)
+
+
+def decode_own_units(vae: "AutoencoderKLWan", latent: Tensor) -> Tensor:
+    """Decode latents as the VAE's posterior gives them, without clamping. Gradients flow."""
+    mean, std = latent_statistics(vae, latent.device)
+    return decode_video(vae, (latent - mean) / std, clamp=False)
 
 
 def train_vaes(training: TinyTraining) -> None:
@@ -195,16 +222,22 @@ def train_vaes(training: TinyTraining) -> None:
     count = math.ceil(training.pool_size / training.batch_size)
     pool = ClipPool.filled(training.batches(first=0, count=count), OWN.motion)
     _log.info("Drew %d clips", len(pool.motion))
+    split_step = training.steps // 2
     small_steps = round(training.steps * (1 - _WHOLE_SHARE))
     small = SampleSize(num_frames=17, height=64, width=64)
     whole = SampleSize(num_frames=pool.motion.shape[2], height=pool.motion.shape[3],
                        width=pool.motion.shape[4])  # fmt: skip
 
-    def losses(step: int) -> Losses:
+    def losses(step: int, average: ParameterAverage) -> Losses:
+        if step == split_step:
+            model.split_decoders(average)
         size, counts = (small, (8, 12)) if step < small_steps else (whole, (2, 4))
-        pictures = pool.picture_crops(counts[0], size, generator)
-        motion = pool.motion_crops(counts[1], size, generator)
-        return model.losses(pictures, motion, balanced=step < 0.7 * training.steps)
+        return model.losses(
+            pool.picture_crops(counts[0], size, generator),
+            pool.motion_crops(counts[1], size, generator),
+            decoder="shared" if step < split_step else "own",
+            balanced=step < split_step,
+        )
 
     for vae in (model.rgb, model.motion.vae):
         run_whole_clips(vae, compiled=training.compile)
@@ -269,7 +302,7 @@ def train_depth(training: TinyTraining) -> None:
     ).to(training.device)
     images, depths, focals = pool.images, pool.depth, pool.log_focal
 
-    def losses(_step: int) -> Losses:
+    def losses(_step: int, _average: ParameterAverage) -> Losses:
         chosen = torch.randint(
             len(images), (training.batch_size,), generator=generator, device=images.device
         )
@@ -292,7 +325,7 @@ def train_depth(training: TinyTraining) -> None:
 
 def _train(
     model: nn.Module,
-    losses: Callable[[int], Losses],
+    losses: Callable[[int, ParameterAverage], Losses],
     training: TinyTraining,
     generator: torch.Generator,
 ) -> ParameterAverage:
@@ -310,7 +343,7 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate_at(step)
         with training.autocast():
-            parts = losses(step)
+            parts = losses(step, average)
         parts["loss"].backward()
         norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()

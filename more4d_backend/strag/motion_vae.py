@@ -112,11 +112,19 @@ class DecoderAdapter(nn.Module):
         self.up = nn.ModuleList([_Stage(width, 2, operations, normalize)])
         self.norm_out = _norm(width, operations, normalize)
         self.conv_out = operations.Conv2d(width, 3, 3, padding=1)
+        self.adds = not normalize
+        if self.adds:
+            nn.init.normal_(self.conv_out.weight, std=1e-3)
+            nn.init.zeros_(self.conv_out.bias)
 
     def forward(
         self, video: Float[Tensor, "batch 3 frame height width"]
     ) -> Float[Tensor, "batch 3 frame height width"]:
-        """Return normalised motion; it has no bounds."""
+        """Return normalised motion; it has no bounds.
+
+        A narrow adapter, without norms, begins as the inverse of the encoder adapter's tanh (for
+        small motion) and learns what to add.
+        """
         return self.adapt(video.to(self.conv_in.weight))
 
     def adapt(
@@ -127,7 +135,8 @@ class DecoderAdapter(nn.Module):
 
     def _frames(self, video: Float[Tensor, "image 3 height width"]) -> Tensor:
         hidden = self.up[0](self.conv_in(video))
-        return self.conv_out(silu(self.norm_out(hidden)))
+        motion = self.conv_out(silu(self.norm_out(hidden)))
+        return motion + 2 * video if self.adds else motion
 
 
 class MotionVAE(nn.Module):
