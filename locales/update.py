@@ -24,7 +24,8 @@ def pack_nodes() -> list[type]:
     spec = importlib.util.spec_from_file_location(
         "more4d_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     pack = sys.modules["more4d_pack"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pack)
     return asyncio.run(pack.comfy_entrypoint().get_node_list())
