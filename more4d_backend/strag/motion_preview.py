@@ -24,6 +24,8 @@ _TRAILS_ACROSS = 40
 _SHORTEST_TRAIL = 0.004
 """Of the picture's larger side; what moves less is at rest."""
 _BRIGHTNESS = 0.45
+_SHOWN_SIZE = 512
+"""Pixels of the larger side; what hosts show is not larger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +74,23 @@ class MotionPreview:
 
     def picture(
         self, latent: Float[Tensor, "channel latent_frame latent_height latent_width"]
-    ) -> Float[Tensor, "height width 3"]:
-        """Draw where the pixels go: trails over the dimmed image, coloured by direction."""
-        return motion_picture(self.image, self.linear(latent).float().cpu())
+    ) -> Float[Tensor, "shown_height shown_width 3"]:
+        """Draw where the pixels go: trails over the dimmed image, coloured by direction.
+
+        A small image is enlarged, so that the trails on it are fine.
+        """
+        return motion_picture(_enlarged(self.image), self.linear(latent).float().cpu())
+
+
+def _enlarged(
+    image: Float[Tensor, "height width 3"],
+) -> Float[Tensor, "shown_height shown_width 3"]:
+    scale = _SHOWN_SIZE / max(image.shape[:2])
+    if scale <= 1:
+        return image
+    pixels = rearrange(image, "h w c -> 1 c h w")
+    larger = torch.nn.functional.interpolate(pixels, scale_factor=scale, mode="bilinear")
+    return rearrange(larger, "1 c h w -> h w c")
 
 
 def motion_picture(

@@ -84,9 +84,12 @@ def test_right_and_left_have_other_colours():
     assert (color(0.3) - color(-0.3)).abs().max() > 0.5
 
 
-def test_a_preview_has_the_size_of_its_image():
+@pytest.mark.parametrize(
+    ("size_hw", "shown_hw"), [((128, 176), (372, 512)), ((368, 512), (368, 512))]
+)
+def test_a_preview_has_the_proportions_of_its_image(size_hw, shown_hw):
     weight = torch.randn(17, 3, generator=torch.Generator().manual_seed(0))
-    preview = MotionPreview(image=torch.rand(128, 176, 3), linear=LinearMotion(weight=weight))
+    preview = MotionPreview(image=torch.rand(*size_hw, 3), linear=LinearMotion(weight=weight))
     picture = preview.picture(torch.randn(16, 3, 16, 22))
-    assert picture.shape == (128, 176, 3)
+    assert picture.shape == (*shown_hw, 3)
     assert picture.isfinite().all()
