@@ -62,6 +62,12 @@ def test_the_image_is_encoded_before_the_steps_not_in_them(native_host, files, p
     assert [c["image"] for c in counts] == [2, 2]  # one for each branch of guidance
 
 
+def test_custom_sampling_gives_what_ksampler_gives(native_host, files, photo):
+    found = native_host.call("behaviour.both_samplers", files=files, **photo)
+    assert torch.equal(found["custom"], found["ksampler"])
+    assert found["custom"].std() > 0.1
+
+
 def test_the_host_shows_the_image_with_trails_while_it_samples(native_host, files, photo):
     found = native_host.call("behaviour.previews", files=files, steps=3, **photo)
     assert found["sizes"] == [(512, 341)] * 3

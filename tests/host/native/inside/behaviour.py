@@ -9,7 +9,7 @@ import latent_preview
 import torch
 from chains import load_vae
 from comfy.cli_args import LatentPreviewMethod, args
-from hosted import ClipVisionOutput, ksampler, load_model, text
+from hosted import ClipVisionOutput, ksampler, load_model, sampler_custom, text
 from more4d_pack.more4d_backend.depth.lifting import lift_depth
 from more4d_pack.nodes.memory import report_progress
 from more4d_pack.nodes.motion_vae import PROFILES, HostMotionVAE
@@ -85,6 +85,17 @@ def encodings_of_the_image(files, image, depth, intrinsics, prompt, steps):
     network.head.register_forward_hook(count("network"))
     ksampler(model, positive, negative, latent, steps=steps, cfg=3.0, seed=0)
     return counts
+
+
+def both_samplers(files, image, depth, intrinsics, prompt):
+    """Latents of KSampler and SamplerCustom."""
+    model = load_model(files["strag"])
+    positive, negative, latent, _ = conditioning(files, image, depth, intrinsics, prompt, model)
+    how = {"steps": 3, "cfg": 2.0, "seed": 4}
+    return {
+        "ksampler": ksampler(model, positive, negative, latent, **how)["samples"],
+        "custom": sampler_custom(model, positive, negative, latent, **how)["samples"],
+    }
 
 
 def previews(files, image, depth, intrinsics, prompt, steps):

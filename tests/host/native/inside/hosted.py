@@ -3,8 +3,6 @@
 import comfy.sample
 import comfy.samplers
 import comfy.sd
-import comfy.utils
-import torch
 
 
 class ClipVisionOutput:
@@ -31,10 +29,19 @@ def ksampler(model, positive, negative, latent, *, steps, cfg, seed, noise=None,
     return {"samples": sampled}
 
 
+def sampler_custom(model, positive, negative, latent, *, steps, cfg, seed):
+    """What the nodes KSamplerSelect, BasicScheduler and SamplerCustom do."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    sampling = model.get_model_object("model_sampling")
+    sampled = comfy.sample.sample_custom(
+        model, comfy.sample.prepare_noise(samples, seed), cfg,
+        comfy.samplers.sampler_object("euler"),
+        comfy.samplers.calculate_sigmas(sampling, "normal", steps),
+        positive, negative, samples, disable_pbar=True, seed=seed,
+    )  # fmt: skip
+    return {"samples": sampled}
+
+
 def text(tokens):
     """CONDITIONING of text tokens."""
     return [[tokens, {}]]
-
-
-def shown(tensor):
-    return tensor.detach().float().cpu().clone() if isinstance(tensor, torch.Tensor) else tensor
