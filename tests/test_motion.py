@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -35,7 +37,7 @@ def test_motion_is_divided_by_depth_and_scaled_by_focal_over_size():
     own = normalize_motion(positions, CAMERA_0, OWN_MOTION)
     assert own[0].abs().max() == 0
     expected = [[0.75 * 0.4 / 2, 1.25 * 0.8 / 2, 1.0 / 2], [0.0, 0.0, -2.0 / 4]]
-    torch.testing.assert_close(own[1], torch.tensor(expected).double())
+    torch.testing.assert_close(own[1] / OWN_MOTION.gain, torch.tensor(expected).double())
     released = normalize_motion(positions, CAMERA_0, RELEASED_MOTION)
     expected[0][:2] = [24 / 23 * 0.4 / 2, 0.8 / 2]
     torch.testing.assert_close(released[1], torch.tensor(expected).double())
@@ -105,7 +107,8 @@ def test_released_weights_see_a_depth_of_1_where_it_is_0_or_not_finite():
 def test_own_weights_see_no_depth_far_below_the_median():
     depth = torch.tensor([1e-6, -1.0, torch.nan, 4.0, 5.0, 5.0, 6.0]).double()
     start = torch.stack([torch.zeros(7).double(), torch.zeros(7).double(), depth], dim=-1)
-    moved = denormalize_motion(torch.ones(2, 7, 3).double(), start, CAMERA_0, OWN_MOTION)
+    normalized = OWN_MOTION.gain * torch.ones(2, 7, 3).double()
+    moved = denormalize_motion(normalized, start, CAMERA_0, OWN_MOTION)
     # a_y = 1.25; the median of the five usable depths is 5, and 2 % of it 0.1.
     assert (moved[1, :, 1] * 1.25).tolist() == pytest.approx([0.1, 5.0, 5.0, 4.0, 5.0, 5.0, 6.0])
 
@@ -123,12 +126,24 @@ def test_points_without_any_depth_are_refused():
         normalize_motion(positions, CAMERA_0, OWN_MOTION)
 
 
+def test_without_guidance_by_depth_all_points_are_divided_by_the_median():
+    depth = torch.tensor([2.0, 4.0, 40.0]).double()
+    start = torch.stack([torch.zeros(3).double(), torch.zeros(3).double(), depth], dim=-1)
+    positions = torch.stack([start, start + torch.tensor([0.0, 0.0, 1.0])])
+    ablated = replace(OWN_MOTION, divide_by="median", gain=1.0)
+    normalized = normalize_motion(positions, CAMERA_0, ablated)
+    assert normalized[1, :, 2].tolist() == [0.25, 0.25, 0.25]
+    back = denormalize_motion(normalized, start, CAMERA_0, ablated)
+    torch.testing.assert_close(back, positions, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"focal_xy": (0.0, 1.0)}, "focal_xy is"),
         ({"depth_repair": "none"}, "depth_repair is 'none'"),
         ({"relative_floor": 0.0}, "relative_floor is 0.0"),
+        ({"divide_by": "mean"}, "divide_by is 'mean'"),
     ],
 )
 def test_a_wrong_setting_is_named(fields, message, as_users_run_it):

@@ -169,13 +169,13 @@ def read_about(path: Path) -> About:
     return about
 
 
-def check_same_recipe(about: About, config: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on with other settings than the checkpoint's.
+def check_same_recipe(stored: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on with other settings than the checkpoint's or run's `stored` ones.
 
     Raises:
         CheckpointError: shows every setting that differs.
     """
-    there, here = _flat(about.config), _flat(config)
+    there, here = _flat(stored), _flat(config)
     absent = "absent"
     differing = [
         f"  {name}: {there.get(name, absent)} in the checkpoint, {here.get(name, absent)} here"

@@ -10,8 +10,14 @@ from .recipes import RECIPES
 Config = TypeVar("Config")
 
 
-def parse_config(trainer: str, kind: type[Config], args: Sequence[str] | None = None) -> Config:
-    """Read a config from the command line; prepare the log.
+def parse_config(
+    trainer: str,
+    kind: type[Config],
+    args: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+) -> Config:
+    """Read a config from the command line; prepare the log. `prog` is how help calls the command.
 
     The data is looked for in `data/train` and `data/validation` and the output goes to
     `runs/<trainer>`, unless said otherwise.
@@ -26,7 +32,7 @@ def parse_config(trainer: str, kind: type[Config], args: Sequence[str] | None = 
         for name, recipe in RECIPES[trainer].items()
     }
     config = tyro.extras.overridable_config_cli(
-        choices, prog=f"python -m training.train_{trainer}", args=args
+        choices, prog=prog or f"python -m training.train_{trainer}", args=args
     )
     assert isinstance(config, kind)
     return config

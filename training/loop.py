@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .averaging import ParameterAverage
@@ -42,6 +43,11 @@ from .records import RunRecords, check_tracker
 from .run_errors import NotFiniteError, explaining_out_of_memory, not_finite_message
 from .samples import TrainingBatch
 from .settings import SettingsError, TrainerSettings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -187,6 +193,24 @@ class TrainingRun:
         """Add metrics of the present step to `metrics.jsonl` and to the tracker."""
         self._records.add(self.step, metrics)
 
+    def show_picture(self, name: str, picture: "Image") -> None:
+        """Hand a picture of the present step to the tracker, on rank 0."""
+        self._records.show_picture(self.step, name, picture)
+
+    def show_video(
+        self, name: str, frames: Float[Tensor, "frame height width 3"], fps: float
+    ) -> None:
+        """Hand a video of the present step to the tracker, on rank 0; sRGB in [0, 1]."""
+        self._records.show_video(self.step, name, frames, fps)
+
+    def inside(self, do: Callable[[], T]) -> T:
+        """Call something that computes with the trained network otherwise than by its losses.
+
+        Every rank must call, and compute the same.
+        """
+        with self.accelerator.autocast():
+            return self.objective(inside=do) if self.is_sharded else do()
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Have the objective in evaluation mode, with the running mean if there is one."""
@@ -246,7 +270,10 @@ class TrainingRun:
 
     def close(self) -> None:
         """End the run: metrics are written out, signals act as before."""
-        self.accelerator.end_training()
+        # The process group stays: the process may train something else (`ablations`).
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.wait_for_everyone()
         signal.signal(signal.SIGTERM, self._old_handler)
 
     def _find_checkpoint(self) -> Path | None:
@@ -278,7 +305,7 @@ class TrainingRun:
         if path is None:
             return
         about = read_about(path)
-        check_same_recipe(about, self._plain_config, path)
+        check_same_recipe(about.config, self._plain_config, path)
         self.loader.resume(about.data)
         if self.is_sharded:
             self.accelerator.load_state(str(path / "sharded"))

@@ -7,6 +7,7 @@ wanted (`WeightFiles.from_scratch`) or not there, it gets random values from the
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -48,6 +49,24 @@ _Module = TypeVar("_Module", bound=nn.Module)
 _log = logging.getLogger(__name__)
 
 PROFILES: dict[ProfileName, StragWeightsProfile] = {"released": RELEASED, "own": OWN}
+
+
+def strag_profile(config: StragConfig) -> StragWeightsProfile:
+    """Return the conventions of a training of 4D-STraG, without what it leaves out.
+
+    An ablation's profile has a name of its own, so that nothing takes its weights for whole ones.
+    """
+    profile, ablation = PROFILES[config.profile], config.ablation
+    if not ablation.left_out:
+        return profile
+    divide_by = "depth" if ablation.depth_normalization else "median"
+    return replace(
+        profile,
+        name=f"{profile.name}-without-{'-'.join(ablation.left_out)}",
+        motion=replace(profile.motion, divide_by=divide_by),
+        depth_latent=ablation.depth_latent,
+    )
+
 
 TINY_VAE_WIDTH = 16
 """`base_dim` of the embedded VAE: 3.6 million parameters."""

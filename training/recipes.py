@@ -133,13 +133,19 @@ class Ablation:
     """Parts of 4D-STraG that can be left out, to see what they do (paper, table 4)."""
 
     depth_normalization: bool = True
-    """Divide motion by depth and focal length; otherwise by the extent of the scene."""
+    """Divide motion by the depth of each point; otherwise by the median depth of the picture."""
 
     motion_perception: bool = True
     """Guide the blocks by image features."""
 
     depth_latent: bool = True
     """Tell the network the depth of frame 0."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the parts that are."""
+        names = ("depth_normalization", "motion_perception", "depth_latent")
+        return tuple(name.replace("_", "-") for name in names if not getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Generated motion against the true one: what 4D-STraG's validation looks at."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from more4d_backend.evaluation import SceneTruth, compare_scenes
 from more4d_backend.rendering import RenderSettings, render
 from more4d_backend.scene import PointTracks, Scene4D
 from more4d_backend.strag.pipeline import StragPipeline, StragSettings
@@ -16,7 +18,7 @@ from more4d_backend.wan.sampling import SamplingSettings
 
 from .loop import TrainingRun
 from .samples import TrainingBatch
-from .validation import fixed_generator
+from .validation import ShownSample, fixed_generator
 
 if TYPE_CHECKING:
     from .train_strag import StragGiven
@@ -30,19 +32,16 @@ class GeneratedMotion:
     """What was generated for one sample."""
 
     metrics: Mapping[str, float]
-    """By name; empty where the pipeline cannot run an ablated network."""
+    """By name."""
 
-    pictures: Mapping[str, Float[Tensor, "frame height width 3"]]
-    """Rows for the contact sheet, by label."""
+    shown: ShownSample
+    """The true scene and the generated one."""
 
 
 def generated_motion(
     run: TrainingRun, given: "StragGiven", batch: TrainingBatch, index: int
 ) -> GeneratedMotion:
     """Generate the motion of a batch of one sample through the pipeline, and compare."""
-    ablation = given.config.ablation
-    if not (ablation.depth_normalization and ablation.depth_latent):
-        return GeneratedMotion(metrics={}, pictures={})
     transformer = run.module.get_submodule("transformer")
     assert isinstance(transformer, StragTransformer)
     encoders = given.encoders
@@ -59,11 +58,11 @@ def generated_motion(
         num_frames=frames,
         size_hw=(height, width),
         sampling=SAMPLING,
-        motion_perception=ablation.motion_perception,
+        motion_perception=given.config.ablation.motion_perception,
         fps=batch.fps[0],
     )
-    with run.accelerator.autocast():
-        scene = pipeline.generate(
+    scene = run.inside(
+        lambda: pipeline.generate(
             batch.video[0, 0].float() / 255,
             batch.depth[0],
             batch.cameras(0).frames([0]),
@@ -71,19 +70,23 @@ def generated_motion(
             settings=settings,
             generator=fixed_generator(index, torch.device("cpu")),
         )
-    truth = batch.scene(0)
-    name = batch.names[0]
-    return GeneratedMotion(
-        metrics=_metrics(scene, truth),
-        pictures={
-            f"{name}, true: {batch.captions[0]}": _seen(truth),
-            f"{name}, generated": _seen(scene),
-        },
     )
+    truth = batch.scene(0)
+    shown = ShownSample(
+        name=batch.names[0],
+        about=batch.captions[0],
+        fps=batch.fps[0],
+        videos={"true": _seen(truth), "generated": _seen(scene)},
+    )
+    return GeneratedMotion(metrics=_metrics(scene, truth), shown=shown)
 
 
 def _metrics(generated: Scene4D, truth: Scene4D) -> dict[str, float]:
-    """End-point errors after frame 0 where the true point is seen, in units of the true motion."""
+    """End-point errors after frame 0 where the true point is seen.
+
+    In world units, and in units of the true motion; and the share of points that are near enough
+    (`tracking_accuracy`; NaN where no point counts).
+    """
     ours, theirs = _tracks(generated), _tracks(truth)
     seen = theirs.visibility[1:]
     moved = theirs.motion[1:].norm(dim=-1)
@@ -91,7 +94,10 @@ def _metrics(generated: Scene4D, truth: Scene4D) -> dict[str, float]:
     # Moving: by more than a hundredth of the scene's depth.
     moving = seen & (moved > 0.01 * theirs.positions[0, :, 2].median())
     amount = (moved * moving).sum().clamp_min(1e-9)
+    within = compare_scenes([generated], SceneTruth(scene=truth))["within thresholds"]
     return {
+        "end_point_error": float((error * seen).sum() / seen.sum().clamp_min(1)),
+        "within_thresholds": within if isinstance(within, float) else math.nan,
         "end_point_error_relative": float((error * seen).sum() / amount),
         "moving_error_relative": float((error * moving).sum() / amount),
     }

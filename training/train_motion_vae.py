@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from more4d_backend.strag.motion_vae import MotionVAE
 from more4d_backend.weights.kinds import WeightKind
@@ -23,22 +23,24 @@ from .loader import TrainingLoader
 from .loop import TrainingRun
 from .losses import divergence_loss, motion_loss, visibility_weight
 from .networks import PROFILES, motion_vae_to_train
+from .objectives import Objective
 from .recipes import MotionVaeConfig
 from .samples import TrainingBatch
 from .sources import training_samples
 from .targets import normalized_motion
 from .validation import (
+    ShownSample,
     ValidationSet,
     fixed_generator,
     mean_metrics,
     motion_picture,
-    save_pictures,
+    show,
 )
 
 _log = logging.getLogger(__name__)
 
 
-class MotionVaeObjective(nn.Module):
+class MotionVaeObjective(Objective):
     """Motion through the VAE and back, against what went in."""
 
     def __init__(self, motion_vae: MotionVAE, divergence_weight: float) -> None:
@@ -46,7 +48,7 @@ class MotionVaeObjective(nn.Module):
         self.motion_vae = motion_vae
         self.divergence_weight = divergence_weight
 
-    def forward(
+    def losses(
         self,
         motion: Float[Tensor, "batch 3 frame height width"],
         weight: Float[Tensor, "batch 1 frame height width"],
@@ -108,7 +110,7 @@ def _validate(
     run: TrainingRun, validation: ValidationSet, config: MotionVaeConfig
 ) -> dict[str, float]:
     """Loss with fixed noise, and the relative error R of the posterior's mode."""
-    metrics, pictures = [], {}
+    metrics, shown = [], []
     with run.evaluating():
         for index, batch in enumerate(validation.samples(run.device)):
             motion = normalized_motion(batch, PROFILES[config.profile].motion)
@@ -118,17 +120,19 @@ def _validate(
             metrics.append(
                 {"loss": float(loss), "relative_error": _relative_error(decoded, motion, batch)}
             )
-            pictures[f"{batch.names[0]}: motion"] = motion_picture(motion[0], motion[0])
-            pictures[f"{batch.names[0]}: decoded"] = motion_picture(decoded[0], motion[0])
-    save_pictures(run, pictures)
+            videos = {
+                "motion": motion_picture(motion[0], motion[0]),
+                "decoded": motion_picture(decoded[0], motion[0]),
+            }
+            shown.append(ShownSample(name=batch.names[0], fps=batch.fps[0], videos=videos))
+    show(run, shown)
     return mean_metrics(metrics)
 
 
 def _round_trip(run: TrainingRun, motion: Tensor) -> Tensor:
     model = run.module.get_submodule("motion_vae")
     assert isinstance(model, MotionVAE)
-    with run.accelerator.autocast():
-        return model.decode(model.encode(motion)).float()
+    return run.inside(lambda: model.decode(model.encode(motion)).float())
 
 
 def _relative_error(decoded: Tensor, motion: Tensor, batch: TrainingBatch) -> float:

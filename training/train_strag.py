@@ -36,12 +36,13 @@ from .losses import (
     stratified_noise_levels,
     visibility_weight,
 )
+from .objectives import Objective
 from .recipes import StragConfig
 from .samples import TrainingBatch
 from .sources import training_samples
 from .strag_validation import generated_motion
 from .targets import normalized_motion
-from .validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, save_pictures
+from .validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, show
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -77,17 +78,17 @@ class StragInputs:
     """How much each place counts."""
 
 
-class StragObjective(nn.Module):
+class StragObjective(Objective):
     """The transformer's velocity against the true one."""
 
     def __init__(self, transformer: StragTransformer, config: StragConfig) -> None:
         super().__init__()
         self.transformer = transformer
-        self.unguided_frame = networks.PROFILES[config.profile].unguided_frame
+        self.unguided_frame = networks.strag_profile(config).unguided_frame
         self.motion_perception = config.ablation.motion_perception
         self.max_error = config.max_error
 
-    def forward(
+    def losses(
         self, inputs: StragInputs, sigma: Float[Tensor, "batch"], noise: Tensor
     ) -> Float[Tensor, "batch"]:
         """Return the loss of each sample."""
@@ -133,7 +134,7 @@ class StragGiven:
     @classmethod
     def load(cls, config: StragConfig, device: torch.device) -> "StragGiven":
         """Load the frozen networks onto the device."""
-        profile, files, seed = networks.PROFILES[config.profile], config.weights, config.run.seed
+        profile, files, seed = networks.strag_profile(config), config.weights, config.run.seed
         dtype = networks.frozen_dtype(config.run.precision)
         vae = networks.rgb_vae(files, config.size, seed=seed, dtype=dtype)
         motion_vae = networks.motion_vae(files, config.size, profile, seed=seed, dtype=dtype)
@@ -150,14 +151,11 @@ class StragGiven:
     ) -> StragInputs:
         """Encode a batch; in training, drop conditions as often as the recipe says."""
         config, dropouts = self.config, self.config.dropouts
-        by_depth = config.ablation.depth_normalization
-        motion = normalized_motion(batch, self.profile.motion, by_depth=by_depth)
+        motion = normalized_motion(batch, self.profile.motion)
         latent = self.motion_vae.encode(motion, sample=training, generator=generator)
         image = batch.video[:, 0].float() / 255
         condition = encode_condition(self.vae, image, batch.depth, motion.shape[2], self.profile)
         control, zeros, depth = condition.channels.chunk(3, dim=1)
-        if not config.ablation.depth_latent:
-            depth = torch.zeros_like(depth)
         reference, captions = condition.reference_latent, batch.captions
         shown = torch.stack([clip_picture(picture, self.profile) for picture in image])
         image_tokens = self.encoders.image_tokens(shown)
@@ -225,7 +223,7 @@ def train(config: StragConfig) -> Path:
 @torch.no_grad()
 def _validate(run: TrainingRun, given: StragGiven, validation: ValidationSet) -> dict[str, float]:
     """Loss at fixed noise levels with fixed noise; generated motion against the true one."""
-    metrics, pictures = [], {}
+    metrics, shown = [], []
     with run.evaluating():
         for index, batch in enumerate(validation.samples(run.device)):
             generator = fixed_generator(index, run.device)
@@ -235,8 +233,8 @@ def _validate(run: TrainingRun, given: StragGiven, validation: ValidationSet) ->
             losses = [float(run.objective(inputs, level[None], noise)) for level in levels]
             result = generated_motion(run, given, batch, index)
             metrics.append({"loss": sum(losses) / len(losses), **result.metrics})
-            pictures |= result.pictures
-    save_pictures(run, pictures)
+            shown.append(result.shown)
+    show(run, shown)
     return mean_metrics(metrics)
 
 

@@ -36,10 +36,18 @@ from .holes import HoleSample, holes_of
 from .loader import TrainingLoader
 from .loop import TrainingRun
 from .losses import add_noise, flow_matching_loss, stratified_noise_levels
+from .objectives import Objective
 from .recipes import VismConfig
 from .samples import TrainingBatch
 from .sources import training_samples
-from .validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, save_pictures
+from .validation import (
+    NOISE_LEVELS,
+    ShownSample,
+    ValidationSet,
+    fixed_generator,
+    mean_metrics,
+    show,
+)
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -68,14 +76,14 @@ class VismInputs:
     """CLIP's tokens of the first frame, for sizes that have them."""
 
 
-class VismObjective(nn.Module):
+class VismObjective(Objective):
     """The transformer's velocity against the true one."""
 
     def __init__(self, transformer: "WanTransformer3DModel") -> None:
         super().__init__()
         self.transformer = transformer
 
-    def forward(
+    def losses(
         self, inputs: VismInputs, sigma: Float[Tensor, "batch"], noise: Tensor
     ) -> Float[Tensor, "batch"]:
         """Return the loss of each sample."""
@@ -201,7 +209,7 @@ def _export(run: TrainingRun, config: VismConfig) -> Path:
 @torch.no_grad()
 def _validate(run: TrainingRun, given: VismGiven, validation: ValidationSet) -> dict[str, float]:
     """Loss at fixed noise levels with fixed noise; PSNR of filled holes and of what was known."""
-    metrics, pictures = [], {}
+    metrics, shown = [], []
     with run.evaluating():
         for index, batch in enumerate(validation.samples(run.device)):
             generator = fixed_generator(index, run.device)
@@ -212,8 +220,8 @@ def _validate(run: TrainingRun, given: VismGiven, validation: ValidationSet) -> 
             losses = [float(run.objective(inputs, level[None], noise)) for level in levels]
             filled = _filled(run, given, batch, holes[0], index)
             metrics.append({"loss": sum(losses) / len(losses), **_psnr(filled, holes[0])})
-            pictures |= _rows(batch.names[0], filled, holes[0])
-    save_pictures(run, pictures)
+            shown.append(_shown(batch, filled, holes[0]))
+    show(run, shown)
     return mean_metrics(metrics)
 
 
@@ -225,8 +233,8 @@ def _filled(
         _transformer(run), given.vae, encoders.text_encoder, encoders.image_encoder
     )
     settings = VismSettings(sampling=_SAMPLING, window_frames=batch.video.shape[1])
-    with run.accelerator.autocast():
-        return pipeline.complete(
+    return run.inside(
+        lambda: pipeline.complete(
             holes.rendered,
             holes.hole_mask,
             batch.captions[0],
@@ -234,6 +242,7 @@ def _filled(
             settings=settings,
             generator=fixed_generator(index, torch.device("cpu")),
         )
+    )
 
 
 def _psnr(filled: Tensor, holes: HoleSample) -> dict[str, float]:
@@ -244,11 +253,15 @@ def _psnr(filled: Tensor, holes: HoleSample) -> dict[str, float]:
     return {k: min(99.0, -10 * math.log10(mean + 1e-12)) for k, mean in means.items()}
 
 
-def _rows(name: str, filled: Tensor, holes: HoleSample) -> dict[str, Tensor]:
+def _shown(batch: TrainingBatch, filled: Tensor, holes: HoleSample) -> ShownSample:
     marked = holes.rendered.clone()
     marked[holes.hole_mask] = marked.new_tensor(_MAGENTA)
-    label = f"{name}, {holes.kind}"
-    return {f"{label}: holes": marked, f"{label}: filled": filled, f"{label}: true": holes.target}
+    return ShownSample(
+        name=batch.names[0],
+        about=holes.kind,
+        fps=batch.fps[0],
+        videos={"holes": marked, "filled": filled, "true": holes.target},
+    )
 
 
 def _transformer(run: TrainingRun) -> "WanTransformer3DModel":

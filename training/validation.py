@@ -1,6 +1,7 @@
 """What every trainer's validation shares: fixed samples, fixed noise, pictures in a folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from more4d_backend.files import replacing
 from more4d_backend.files.contact_sheet import contact_sheet
+from more4d_backend.files.videos import save_video
 
 from .loop import TrainingRun
 from .samples import TrainingBatch, stack_samples
@@ -61,17 +63,48 @@ def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def save_pictures(
-    run: TrainingRun, videos: Mapping[str, Float[Tensor, "frame height width 3"]]
-) -> None:
-    """Write rows of frames to `validation/step-<step>.png` of the run, on rank 0."""
-    if not run.is_main or not videos:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownSample:
+    """What a validation shows of one sample."""
+
+    name: str
+    """The sample's."""
+
+    about: str = ""
+    """Written beside the name."""
+
+    fps: float
+    """Of the videos."""
+
+    videos: Mapping[str, Float[Tensor, "frame height width 3"]]
+    """By label; of one length and size, sRGB in [0, 1]."""
+
+
+def show(run: TrainingRun, samples: Sequence[ShownSample]) -> None:
+    """Write what a validation saw, on rank 0, and hand it to the tracker.
+
+    `validation/step-<step>.png` of the run has a row of frames for each video; in the folder
+    `validation/step-<step>/` is one mp4 for each sample, its videos side by side.
+    """
+    if not run.is_main:
         return
+    rows = {
+        f"{sample.name}, {label}{f': {sample.about}' if sample.about else ''}": video
+        for sample in samples
+        for label, video in sample.videos.items()
+    }
     folder = run.output / "validation"
     folder.mkdir(parents=True, exist_ok=True)
-    sheet = contact_sheet({label: video.clamp(0, 1).cpu() for label, video in videos.items()})
+    sheet = contact_sheet({label: video.clamp(0, 1).cpu() for label, video in rows.items()})
     with replacing(folder / f"step-{run.step:08d}.png") as temporary:
         sheet.save(temporary)
+    run.show_picture("validation/frames", sheet)
+    of_step = folder / f"step-{run.step:08d}"
+    of_step.mkdir(exist_ok=True)
+    for sample in samples:
+        beside = torch.cat([video.clamp(0, 1).cpu() for video in sample.videos.values()], dim=2)
+        save_video(of_step / f"{sample.name}.mp4", beside, sample.fps)
+        run.show_video(f"validation/{sample.name}", beside, sample.fps)
 
 
 def motion_picture(

@@ -60,9 +60,11 @@ def condition_by(
 ) -> StragCondition:
     """Do the same with any encoder of videos, such as that of a host."""
     picture = rearrange(2 * image - 1, "b h w c -> b c 1 h w")
-    depth_picture = repeat(depth_picture_of(depth, profile.motion), "b h w -> b 3 1 h w")
     control = encode(picture.expand(-1, -1, num_frames, -1, -1))
-    depth_latent = encode(depth_picture.expand(-1, -1, num_frames, -1, -1))
+    depth_latent = torch.zeros_like(control)
+    if profile.depth_latent:
+        depth_picture = repeat(depth_picture_of(depth, profile.motion), "b h w -> b 3 1 h w")
+        depth_latent = encode(depth_picture.expand(-1, -1, num_frames, -1, -1))
     if profile.reference_latent == "image":
         reference = encode(picture)[:, :, 0]
     else:

@@ -75,6 +75,9 @@ class StragWeightsProfile:
     The reference does not, and what it would do to the released weights' motion is not measured.
     For a VAE of our size it takes a third and more of the error away."""
 
+    depth_latent: bool = True
+    """Whether the network is told the depth of frame 0; zeros otherwise, to see what it does."""
+
 
 RELEASED = StragWeightsProfile(
     name="released",

@@ -120,7 +120,7 @@ def test_another_recipe_is_refused_and_the_difference_shown(tmp_path):
     path = _write(CheckpointFolder(tmp_path), 7, plain(config))
     other = replace(config, run=replace(config.run, seed=2), rates=(0.1, 0.3))
     with pytest.raises(CheckpointError) as raised:
-        check_same_recipe(read_about(path), plain(other), path)
+        check_same_recipe(read_about(path).config, plain(other), path)
     message = str(raised.value)
     assert "run.seed: 1 in the checkpoint, 2 here" in message
     assert "rates: [0.1, 0.2] in the checkpoint, [0.1, 0.3] here" in message
@@ -131,13 +131,13 @@ def test_settings_that_change_no_number_may_differ(tmp_path):
     config = _Config()
     path = _write(CheckpointFolder(tmp_path), 7, plain(config))
     moved = replace(config, run=replace(config.run, output=Path("runs/b"), num_steps=200))
-    check_same_recipe(read_about(path), plain(moved), path)
+    check_same_recipe(read_about(path).config, plain(moved), path)
 
 
 def test_a_setting_that_one_side_lacks_is_a_difference(tmp_path):
     path = _write(CheckpointFolder(tmp_path), 7, {"run": {"seed": 1}, "old": 3})
     with pytest.raises(CheckpointError, match="old: 3 in the checkpoint, absent here"):
-        check_same_recipe(read_about(path), {"run": {"seed": 1}}, path)
+        check_same_recipe(read_about(path).config, {"run": {"seed": 1}}, path)
 
 
 def test_tensors_come_back_to_the_bit_in_place(tmp_path):
