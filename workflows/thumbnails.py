@@ -1,0 +1,81 @@
+"""The pictures beside the workflows: real renders of procedural scenes along real camera paths.
+
+python -m workflows.thumbnails
+"""
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from more4d_backend.camera_paths import PathSettings, scene_path
+from more4d_backend.camera_paths.preview import draw_path
+from more4d_backend.files import replacing
+from more4d_backend.rendering import RenderSettings, render
+from more4d_backend.rendering.settings import RenderMode
+from more4d_backend.scene import Scene4D
+from training.demo_picture import demo_scene
+
+_FOLDER = Path(__file__).parent
+_PANEL_HW = (192, 264)
+_AMPLITUDE = 0.35
+_HOLE = torch.tensor([0.93, 0.93, 0.96])
+
+Panel = Float[Tensor, "height width 3"]
+
+
+def main() -> None:
+    """Write one .jpg for every workflow."""
+    boxes, worm = demo_scene(900_000_028).truth, demo_scene(900_000_049).truth
+    still = worm.frames([0])
+    write("image-to-4d-video", orbit(worm, (0, 16, 32, 48)))
+    write("image-to-4d-video-tiny", orbit(boxes, (0, 16, 32, 48)))
+    path = scene_path("arc-right", still, 49, settings=PathSettings(amplitude=_AMPLITUDE))
+    preview = draw_path(path, still, width=640).resize((_PANEL_HW[1], _PANEL_HW[0]))
+    drawn = torch.frombuffer(bytearray(preview.convert("RGB").tobytes()), dtype=torch.uint8)
+    write(
+        "host-geometry-to-video",
+        [
+            seen(still, "arc-right", 0),
+            drawn.view(*_PANEL_HW, 3) / 255,
+            seen(still, "arc-right", 24),
+            seen(still, "arc-right", 48),
+        ],
+    )
+    presets = ("orbit-left", "dolly-in", "crane-up", "dolly-zoom")
+    write("one-scene-many-cameras", [seen(boxes, preset, 48) for preset in presets])
+    modes: tuple[RenderMode, ...] = ("nearest", "gaussian", "nearest", "splat")
+    write(
+        "scene-export",
+        [seen(boxes, "crane-up", 16 * i, mode=mode) for i, mode in enumerate(modes)],
+    )
+
+
+def orbit(scene: Scene4D, frames: tuple[int, ...]) -> list[Panel]:
+    """Return views of a moving scene along an orbit."""
+    return [seen(scene, "orbit-left", frame) for frame in frames]
+
+
+def seen(scene: Scene4D, preset: str, frame: int, *, mode: RenderMode = "splat") -> Panel:
+    """Return one frame of a camera path; holes are nearly white."""
+    frames = 49
+    path = scene_path(preset, scene, frames, settings=PathSettings(amplitude=_AMPLITUDE))
+    camera = path.frames([frame]).resized(*_PANEL_HW)
+    moment = scene if scene.num_frames == 1 else scene.frames([frame])
+    view = render(moment, camera, RenderSettings(mode=mode))
+    return view.rgb[0] + (1 - view.alpha[0, ..., None]) * _HOLE
+
+
+def write(name: str, panels: list[Panel]) -> None:
+    """Put four panels into one picture."""
+    picture = rearrange(torch.stack(panels), "(row column) h w c -> (row h) (column w) c", row=2)
+    pixels = (picture.clamp(0, 1) * 255).round().byte().numpy()
+    with replacing(_FOLDER / f"{name}.jpg") as temporary:
+        Image.fromarray(pixels).save(temporary, "jpeg", quality=85, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
