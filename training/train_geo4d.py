@@ -1,0 +1,113 @@
+"""Train the denoiser of Geo4D: points, then several sizes, then rays and disparity.
+
+    accelerate launch --num_processes 4 -m training.train_geo4d released \
+        --weights start.safetensors --data.point-odyssey D/pointodyssey --data.tartanair D/tartanair
+    python -m training.train_geo4d tiny --weights tiny_vae.safetensors
+    python -m training.train_geo4d tiny --run.num-steps 3 --run.precision fp32 ...    # CPU
+
+The VAE is taken as given: `train_geo4d_points` trains its point decoder. Where there is no pair of
+checkpoints to begin with, `train_tiny_geo4d` trains everything from nothing, at the small size.
+Writes `geo4d.safetensors` to the output folder. Settings: `--help` after a recipe's name.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from more4d_backend.geo4d.model import Geo4DNetworks
+from more4d_backend.geo4d.sampling import NUM_TRAIN_TIMESTEPS
+from more4d_backend.geo4d.sizes import GEO4D_SIZES
+from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
+
+from .clip_loader import ClipLoader
+from .geo4d_objectives import DenoiserObjective, geometry_latents, video_latents
+from .geo4d_recipes import Geo4DConfig, parse_geo4d_config
+from .geometry_clips import GeometryBatch
+from .loop import TrainingRun
+
+_log = logging.getLogger(__name__)
+
+FILE_NAME = "geo4d.safetensors"
+
+
+def train(config: Geo4DConfig) -> Path:
+    """Train, and return the path of the weights."""
+    # 1. The run: devices, seeds, what to continue.
+    run = TrainingRun(config)  # pyright: ignore[reportArgumentType] (data of its own kind)
+
+    # 2. The data.
+    dataset = config.data.dataset(config.run.seed)
+    loader = ClipLoader(dataset, config, rank=run.rank, num_ranks=run.num_ranks)
+
+    # 3. The networks; the VAE only encodes.
+    networks = networks_to_train(config)
+    networks.vae.eval().requires_grad_(False).to(run.device)
+    networks.unet.gradient_checkpointing = config.run.gradient_checkpointing
+    objective = DenoiserObjective(networks).train()
+    run.prepare(objective, loader)
+
+    # 4. The loop.
+    for batch in run.batches():
+        clean, video = _latents(run, networks, batch)  # pyright: ignore[reportArgumentType]
+        generator = run.generator()
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        times = torch.randint(
+            NUM_TRAIN_TIMESTEPS, (len(clean),), generator=generator, device=clean.device
+        )
+        weights = config.stage_at(run.step).weights
+        run.update(
+            batch,
+            lambda c=clean, v=video, n=noise, t=times, w=weights: run.objective(c, v, n, t, w),
+        )
+
+    # 5. The weights.
+    path = run.output / FILE_NAME
+    with run.averaged():
+        state = run.state_of("")
+        if run.is_main:
+            write_trained(networks, state, path, run.export_dtype)
+    run.close()
+    return path
+
+
+def networks_to_train(config: Geo4DConfig) -> Geo4DNetworks:
+    """Load what the config begins with, in float32, or make it from the run's seed."""
+    if config.weights is not None:
+        return load_geo4d(config.weights, dtype=torch.float32)
+    _log.warning("No weights were named: the networks begin with random values.")
+    with torch.random.fork_rng():
+        torch.manual_seed(config.run.seed)
+        return Geo4DNetworks(GEO4D_SIZES[config.size])
+
+
+def write_trained(
+    networks: Geo4DNetworks, trained: dict[str, Tensor], path: Path, dtype: torch.dtype
+) -> None:
+    """Write the networks with what was trained in the place of what they began with.
+
+    Raises:
+        KeyError: something was trained that is no part of them.
+    """
+    whole = networks.state_dict()
+    strangers = trained.keys() - whole.keys()
+    if strangers:
+        raise KeyError(f"{sorted(strangers)[:5]} are no part of the networks.")
+    networks.load_state_dict(whole | trained)
+    save_geo4d(networks, path, dtype=dtype, metadata={"more4d_profile": "own"})
+    _log.info("Wrote %s", path)
+
+
+@torch.no_grad()
+def _latents(
+    run: TrainingRun, networks: Geo4DNetworks, batch: GeometryBatch
+) -> tuple[Tensor, Tensor]:
+    with run.accelerator.autocast():
+        clean = geometry_latents(networks.vae, batch.images())
+        video = video_latents(networks.vae, batch.pictures())
+    return clean.float(), video.float()
+
+
+if __name__ == "__main__":
+    print(train(parse_geo4d_config("geo4d")))

@@ -1,0 +1,50 @@
+"""Train the point decoder of Geo4D with its uncertainty: Laplace likelihood, frozen encoder.
+
+    accelerate launch --num_processes 4 -m training.train_geo4d_points released \
+        --weights start.safetensors --data.point-odyssey D/pointodyssey --data.tartanair D/tartanair
+    python -m training.train_geo4d_points tiny --weights more4d_tiny_geo4d.safetensors
+
+Writes `geo4d.safetensors`, the whole file with the new decoder in it. Settings: `--help` after a
+recipe's name.
+"""
+
+from pathlib import Path
+
+from .clip_loader import ClipLoader
+from .geo4d_objectives import PointDecoderObjective
+from .geo4d_recipes import Geo4DConfig, parse_geo4d_config
+from .loop import TrainingRun
+from .train_geo4d import FILE_NAME, networks_to_train, write_trained
+
+
+def train(config: Geo4DConfig) -> Path:
+    """Train, and return the path of the weights."""
+    # 1. The run: devices, seeds, what to continue.
+    run = TrainingRun(config)  # pyright: ignore[reportArgumentType] (data of its own kind)
+
+    # 2. The data.
+    dataset = config.data.dataset(config.run.seed)
+    loader = ClipLoader(dataset, config, rank=run.rank, num_ranks=run.num_ranks)
+
+    # 3. The networks.
+    networks = networks_to_train(config)
+    networks.vae.set_gradient_checkpointing(config.run.gradient_checkpointing)
+    run.prepare(PointDecoderObjective(networks.vae).train(), loader)
+
+    # 4. The loop.
+    for batch in run.batches():
+        points = batch.images().points[:, : config.frames_per_clip]  # pyright: ignore
+        run.update(batch, lambda p=points: run.objective(p))
+
+    # 5. The weights.
+    path = run.output / FILE_NAME
+    with run.averaged():
+        state = run.state_of("")
+        if run.is_main:
+            write_trained(networks, state, path, run.export_dtype)
+    run.close()
+    return path
+
+
+if __name__ == "__main__":
+    print(train(parse_geo4d_config("geo4d_points")))
