@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..more4d_backend.vism.conditioning import (
@@ -54,7 +55,8 @@ class More4DVismConditioning(io.ComfyNode):
         check_vism(model)
         check_text(model, positive, negative)
         encode = video_encoder(vae)
-        rendered, hole_mask = rendered[..., :3].clamp(0, 1), holes > 0.5
+        rendered = rendered[..., :3].clamp(0, 1)
+        hole_mask = _hole_mask(holes, len(rendered))
         check_holes(rendered, hole_mask)
         if (warning := hole_warning(rendered, hole_mask)) is not None:
             show_on_node(cls, warning)
@@ -88,7 +90,7 @@ class More4DPasteBack(io.ComfyNode):
             inputs=[
                 io.Image.Input("known", tooltip="The rendered video."),
                 io.Image.Input("filled", tooltip="The filled video, from VAE Decode."),
-                io.Mask.Input("holes", tooltip="Per pixel and frame: 1 (white) = was filled."),
+                io.Mask.Input("holes", tooltip="1 (white) = was filled; as in ViSM Conditioning."),
                 io.Int.Input(
                     "feather_px", default=8, min=0, max=256,
                     tooltip="Width of the seam, in pixels; 0 is a hard edge.",
@@ -103,7 +105,13 @@ class More4DPasteBack(io.ComfyNode):
         height, width = known.shape[1:3]
         # ViSM Conditioning extends sizes to multiples of 16; cut that off again.
         filled = filled[:, :height, :width, :3].to(known)
-        return io.NodeOutput(paste_back(known, filled, holes > 0.5, feather_px))
+        return io.NodeOutput(paste_back(known, filled, _hole_mask(holes, len(known)), feather_px))
+
+
+def _hole_mask(holes: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """True = to be filled; one mask holds for all frames."""
+    hole_mask = holes > 0.5
+    return hole_mask.expand(num_frames, -1, -1) if len(hole_mask) == 1 else hole_mask
 
 
 def _conditioning_inputs() -> list[Any]:
@@ -113,7 +121,9 @@ def _conditioning_inputs() -> list[Any]:
         io.Conditioning.Input("negative", tooltip="What to move away from; usually an empty text."),
         io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
         io.Image.Input("rendered", tooltip="The rendered video, 4k + 1 frames; best 49."),
-        io.Mask.Input("holes", tooltip="Per pixel and frame: 1 (white) = to be filled."),
+        io.Mask.Input(
+            "holes", tooltip="1 (white) = to be filled; one mask per frame, or one for all."
+        ),
         io.ClipVisionOutput.Input(
             "clip_vision_output", optional=True,
             tooltip="Of the picture that the scene came from. The released weights were sampled "

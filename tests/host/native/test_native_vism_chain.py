@@ -117,3 +117,15 @@ def test_a_video_of_any_size_is_filled_and_the_known_pixels_come_back(native_hos
     assert found.shape == rendered.shape
     assert torch.equal(found[~holes], rendered[~holes])
     assert not torch.equal(found[holes], rendered[holes])
+
+
+def test_one_mask_holds_for_all_frames(native_host, models):
+    _, files, with_image = models
+    rendered, holes = video(HEIGHT, WIDTH)
+    prompts, clip = tokens(with_image)
+    every = holes[1:2].repeat(FRAMES, 1, 1)
+    one, all_of_them = (
+        hosted(native_host, files, rendered, mask, prompts, clip, feather_px=4)
+        for mask in (holes[1:2], every)
+    )
+    assert torch.equal(one, all_of_them)
