@@ -41,7 +41,7 @@ class More4DExamplePicture(io.ComfyNode):
     @classmethod
     def execute(cls, picture: str) -> io.NodeOutput:
         with Image.open(_PICTURES / f"{picture}.png") as file:
-            image = torch.from_numpy(np.asarray(file.convert("RGB"))) / 255
+            image = torch.from_numpy(np.array(file.convert("RGB"))) / 255
             return io.NodeOutput(image[None], file.info["Description"])
 
 

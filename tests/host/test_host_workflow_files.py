@@ -6,6 +6,7 @@ import re
 import pytest
 
 from benchmarks.comfy_host import PACK_NAME, ROOT, RejectedError
+from more4d_backend.scene_files import save_scene
 from workflows.build import BLUEPRINT, WORKFLOWS, blueprint
 from workflows.graph import NOTE, Graph, input_definitions, is_widget, page_file
 
@@ -107,8 +108,8 @@ def test_nothing_but_files_of_the_user_is_missing_to_run_a_workflow(comfy, schem
     WORKFLOWS[name](graph)
     prompt = graph.prompt(schemas)
     for node in prompt.values():  # not to be run here: an output that never comes
-        if node["class_type"] == "UNETLoader" and "tiny" in node["inputs"]["unet_name"]:
-            node["inputs"]["unet_name"] = "not-there.safetensors"
+        for name in {"unet_name", "file"} & set(node["inputs"]):
+            node["inputs"][name] = "not-there.safetensors"
     with pytest.raises(RejectedError) as refused, comfy.listen() as listener:
         comfy.queue(prompt, listener)
     wrong = [e for node in refused.value.nodes.values() for e in node["errors"]]
@@ -117,6 +118,45 @@ def test_nothing_but_files_of_the_user_is_missing_to_run_a_workflow(comfy, schem
         missing = error["type"] == "value_not_in_list" or "There is no file" in error["details"]
         picture = "Invalid image file" in error["details"]
         assert missing or picture, error
+
+
+@pytest.fixture
+def scene_file(comfy, tracks_scene):
+    """Name of a scene of 5 frames in the server's input folder."""
+    save_scene(comfy.base / "input" / "moving.safetensors", tracks_scene(frames=5))
+    return "moving.safetensors"
+
+
+def run_on(comfy, schemas, name, scene_file):
+    graph = Graph()
+    WORKFLOWS[name](graph)
+    prompt = graph.prompt(schemas)
+    for key, node in list(prompt.items()):
+        if node["class_type"] == "More4DSceneLoad":
+            node["inputs"]["file"] = scene_file
+        if node["inputs"].get("format") == "usd":
+            del prompt[key]  # its package need not be there
+    run = comfy.run(prompt)
+    assert run.end == "execution_success", run.detail
+    return run
+
+
+def test_one_scene_gives_a_video_for_every_camera(comfy, schemas, scene_file, video_frames):
+    run = run_on(comfy, schemas, "one-scene-many-cameras", scene_file)
+    files = [out["images"][0] for out in run.outputs.values()]
+    saved = [file for file in files if file["filename"].endswith(".mp4")]
+    videos = [video_frames(comfy.file(file)) for file in saved]
+    assert [len(video) for video in videos] == [5] * 4
+    assert len({video[-1].tobytes() for video in videos}) == 4
+    assert len(files) == 8  # a drawing of each path, too
+
+
+def test_a_scene_is_exported_in_every_format(comfy, schemas, scene_file):
+    run_on(comfy, schemas, "scene-export", scene_file)
+    folder = comfy.base / "output" / "more4d"
+    assert len(list(folder.glob("ply_*/*.ply"))) == 5
+    assert len(list(folder.glob("gaussians_*/*.ply"))) == 5
+    assert list(folder.glob("tapvid3d_*.npz"))
 
 
 def test_full_size_workflows_say_where_their_models_are():
