@@ -145,6 +145,16 @@ def test_weights_that_are_brought_when_they_are_needed_compute_the_same(
     close(found["velocity"], recorded["out.with_guidance"])
 
 
+def test_weights_that_the_network_is_built_without_compute_the_same(
+    native_host, strag_file, recorded
+):
+    found = native_host.call(
+        "networks.velocity_of_lazy_weights", path=strag_file, **guided(recorded)
+    )
+    assert found["dtypes"] == ["torch.bfloat16"]  # of the file, cast at each use
+    close(found["velocity"], recorded["out.with_guidance"])
+
+
 def test_compiled_blocks_compute_the_same_with_and_without_guidance(
     native_host, strag_file, recorded
 ):

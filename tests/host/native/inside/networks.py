@@ -1,6 +1,9 @@
 """The networks themselves, as the host loads them."""
 
+from types import SimpleNamespace
+
 import comfy.lora
+import comfy.memory_management
 import comfy.model_detection
 import comfy.model_management
 import comfy.samplers
@@ -107,3 +110,26 @@ def released_layout(shapes):
         "kept": sorted(config.process_unet_state_dict(weights)),
         "lora_names": sorted(comfy.lora.model_lora_keys_unet(model, {})),
     }
+
+
+def velocity_of_lazy_weights(path, x, timestep, context, clip, reference, image, unguided_frame):
+    """One call of a network built as for Dynamic VRAM: no weights until the file gives its own.
+
+    On a GPU the host then brings them to each layer's input; here they are where the input is.
+    """
+    weights, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+    comfy.memory_management.aimdo_enabled = True
+    try:
+        config = comfy.model_detection.model_config_from_unet(weights, "", metadata=metadata)
+        config.set_inference_dtype(torch.bfloat16, torch.float32)
+        model = config.get_model(weights, "")
+        model.load_model_weights(weights, "", assign=True)
+        for module in model.modules():
+            if hasattr(module, "comfy_cast_weights"):
+                module.comfy_cast_weights = True
+        patcher = SimpleNamespace(model=model)
+        result = _call(patcher, x, timestep, context, clip, reference, image, unguided_frame)
+    finally:
+        comfy.memory_management.aimdo_enabled = False
+    dtypes = {str(p.dtype) for p in model.diffusion_model.parameters()}
+    return {"velocity": result, "dtypes": sorted(dtypes)}
