@@ -60,6 +60,9 @@ MOGE = Model(
 MOTION_VAE = "more4d_motion_vae.safetensors"
 """Made of three released files by `weights convert`; nowhere to be downloaded."""
 
+GEO4D = "geo4d.safetensors"
+"""Made of two released files by `weights convert`; nowhere to be downloaded either."""
+
 SAVED_SCENE = "more4d/scene_00001.safetensors [output]"
 """What the two workflows that make a scene write first."""
 
@@ -222,6 +225,27 @@ def host_geometry(graph: Graph) -> None:
     graph.groups |= {0: "1. Picture, text, depth", 2: "2. Camera", 3: "3. Fill holes"}
 
 
+def reshot_video(graph: Graph) -> None:
+    """A video to a moving scene, seen by another camera, with its holes filled."""
+    graph.note(0, NOTES["video"])
+    loaded = graph.add("LoadVideo", 0, file="example.mp4")
+    parts = graph.add("GetVideoComponents", 0, video=loaded["video"])
+    clip = graph.add("ImageFromBatch", 0, image=parts["images"], batch_index=0, length=49)
+    text = _texts(graph, 1, "a street in the morning, people walk by")
+    networks = graph.add("More4DLoadGeo4D", 1, weights_name=GEO4D)["geo4d"]
+    scene = graph.add(
+        "More4DReconstruct", 2, geo4d=networks, image=clip["image"], fps=parts["fps"]
+    )["scene"]  # fmt: skip
+    graph.add("More4DSceneSave", 2, scene=scene, filename_prefix="more4d/video-scene")
+    vae = graph.add("VAELoader", 1, vae_name=WAN_VAE.name, models=(WAN_VAE,))["vae"]
+    camera = graph.add("More4DCameraPreset", 3, scene=scene, preset="arc-right", amplitude=0.5)
+    graph.add("More4DCameraPreview", 3, camera_path=camera["camera_path"], scene=scene)
+    render = graph.add("More4DRender", 3, scene=scene, camera_path=camera["camera_path"])
+    _saved(graph, 7, _full_fill(graph, 4, render, vae, text, 0), "more4d/reshot", fps=parts["fps"])
+    graph.groups |= {0: "1. Video", 1: "2. Models and text", 2: "3. Scene", 3: "4. New camera"}
+    graph.groups |= {4: "5. Fill holes"}
+
+
 def many_cameras(graph: Graph) -> None:
     """One scene along four paths."""
     graph.note(0, NOTES["cameras"])
@@ -271,6 +295,7 @@ WORKFLOWS = {
     "image-to-4d-video": full_video,
     "image-to-4d-video-tiny": tiny_saved_scene,
     "host-geometry-to-video": host_geometry,
+    "video-to-4d-video": reshot_video,
     "one-scene-many-cameras": many_cameras,
     "scene-export": scene_export,
 }

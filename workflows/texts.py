@@ -34,6 +34,20 @@ camera uncovers is filled by 4D-ViSM. Depth Anything 3 works likewise: Lift Dept
 
 **Files**: as in *image-to-4d-video*, without 4D-STraG and the motion VAE.
 """,
+    "video": """**A video, re-shot by another camera.** Geo4D turns the first 49 frames into a \
+moving scene with cameras (which is saved, too); a new camera path goes through it; 4D-ViSM fills \
+what the video never showed. 4D-ViSM takes 4k + 1 frames: keep 49, or 81 and so on.
+
+**Files**: `models/geometry_estimation/geo4d.safetensors`, made outside ComfyUI of the released \
+`model.ckpt` and `vae.ckpt`:
+
+```
+python -m more4d_backend weights convert FOLDER_WITH_BOTH geo4d.safetensors
+```
+
+The rest as in *image-to-4d-video*, without 4D-STraG and the motion VAE. The embedded Geo4D knows \
+drawn scenes only.
+""",
     "cameras": """**One scene, many cameras.** Choose a scene that Save Scene wrote (or one in \
 the input folder; R reloads the list). Holes stay black here: white in the mask output is what \
 4D-ViSM would fill.

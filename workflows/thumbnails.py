@@ -45,6 +45,7 @@ def main() -> None:
             seen(still, "arc-right", 48),
         ],
     )
+    write("video-to-4d-video", [seen(boxes, "arc-right", 16 * i) for i in range(4)])
     presets = ("orbit-left", "dolly-in", "crane-up", "dolly-zoom")
     write("one-scene-many-cameras", [seen(boxes, preset, 48) for preset in presets])
     modes: tuple[RenderMode, ...] = ("nearest", "gaussian", "nearest", "splat")

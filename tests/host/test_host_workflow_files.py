@@ -116,7 +116,7 @@ def test_nothing_but_files_of_the_user_is_missing_to_run_a_workflow(comfy, schem
     assert wrong
     for error in wrong:
         missing = error["type"] == "value_not_in_list" or "There is no file" in error["details"]
-        picture = "Invalid image file" in error["details"]
+        picture = re.search("Invalid (image|video) file", error["details"])
         assert missing or picture, error
 
 
