@@ -167,7 +167,7 @@ def _filled(graph, column, render, model, vae, text, *, steps, cfg, seed, clip=N
     return pasted["image"]
 
 
-def _saved(graph, column, images, name, title=None, fps=8.0):
+def _saved(graph, column, images, name, title=None, fps: float | Link = 8.0):
     video = graph.add("CreateVideo", column, images=images, fps=fps, title=title)
     graph.add("SaveVideo", column, video=video["video"], filename_prefix=name)
 
@@ -192,12 +192,19 @@ def full_video(graph: Graph) -> None:
     graph.groups |= {6: "4. Fill holes"}
 
 
-def _full_video(graph, image, said, *, preset, amplitude, seed):
+def _full_video(graph, image, said, *, preset, amplitude, seed, as_inputs=False):
+    def file(name, label):
+        return Outer(label, name) if as_inputs else name
+
     text = _texts(graph, 0, said)
     scene = _moge_scene(graph, 1, image)
     vae = graph.add("VAELoader", 1, vae_name=WAN_VAE.name, models=(WAN_VAE,))["vae"]
-    model = graph.add("UNETLoader", 2, unet_name=STRAG.name, models=(STRAG,))["model"]
-    motion_vae = graph.add("More4DLoadMotionVAE", 2, motion_vae_name=MOTION_VAE)["motion_vae"]
+    model = graph.add(
+        "UNETLoader", 2, unet_name=file(STRAG.name, "strag_model"), models=(STRAG,)
+    )["model"]  # fmt: skip
+    motion_vae = graph.add(
+        "More4DLoadMotionVAE", 2, motion_vae_name=file(MOTION_VAE, "motion_vae")
+    )["motion_vae"]  # fmt: skip
     clip = graph.add("CLIPVisionLoader", 2, clip_name=CLIP_VISION.name, models=(CLIP_VISION,))
     moving = _moving_scene(
         graph, 3, model, text, vae, motion_vae, image, scene, steps=50, cfg=6.0, seed=seed,
@@ -207,7 +214,8 @@ def _full_video(graph, image, said, *, preset, amplitude, seed):
         "More4DCameraPreset", 5, scene=moving, preset=preset, amplitude=amplitude
     )["camera_path"]  # fmt: skip
     render = graph.add("More4DRender", 5, scene=moving, camera_path=camera)
-    images = _full_fill(graph, 6, render, vae, text, seed)
+    files = file(FUN_INP.name, "fun_inp_model"), file(VISM_LORA.name, "vism_lora")
+    images = _full_fill(graph, 6, render, vae, text, seed, files)
     return graph.add("CreateVideo", 9, images=images, fps=8.0)["video"], moving
 
 
@@ -284,10 +292,9 @@ def _moge_scene(graph: Graph, column: int, image: Link) -> Link:
     return lifted["scene"]
 
 
-def _full_fill(graph, column, render, vae, text, seed):
-    model = _vism_model(
-        graph, column, FUN_INP.name, VISM_LORA.name, 0.55, models=((FUN_INP,), (VISM_LORA,))
-    )
+def _full_fill(graph, column, render, vae, text, seed, files=(FUN_INP.name, VISM_LORA.name)):
+    base, lora = files
+    model = _vism_model(graph, column, base, lora, 0.55, models=((FUN_INP,), (VISM_LORA,)))
     return _filled(graph, column + 1, render, model, vae, text, steps=50, cfg=6.0, seed=seed)
 
 
@@ -318,7 +325,7 @@ def blueprint(schemas: Schemas) -> dict[str, object]:
     graph = Graph()
     video, scene = _full_video(
         graph, Outer("image"), Outer("prompt", ""), preset=Outer("preset", "orbit-left"),
-        amplitude=Outer("amplitude", 1.0), seed=Outer("seed", 0),
+        amplitude=Outer("amplitude", 1.0), seed=Outer("seed", 0), as_inputs=True,
     )  # fmt: skip
     said = "A photo and what moves in it become a 4D scene, and a video of it along a camera path."
     return blueprint_file(BLUEPRINT, graph, {"video": video, "scene": scene}, schemas, said)

@@ -72,7 +72,8 @@ def test_the_blueprint_is_one_node_with_the_whole_graph_inside(page, shot):
     )
     assert node["title"] == BLUEPRINT
     assert {"image", "prompt", "preset", "amplitude", "seed"} <= set(node["inputs"])
-    assert {"prompt", "preset", "amplitude", "seed"} <= set(node["widgets"])
+    widgets = {"prompt", "preset", "amplitude", "seed", "strag_model", "motion_vae"}
+    assert widgets | {"fun_inp_model", "vism_lora"} <= set(node["widgets"])
     assert node["outputs"] == ["video", "scene"]
     inner = [n["class_type"] for n in page.prompt().values()]
     assert {"More4DStragConditioning", "More4DRender", "More4DVismConditioning"} <= set(inner)
