@@ -18,7 +18,7 @@ NodeDefs = dict[str, dict]
 def pack_nodes() -> list[type]:
     """Import host and pack, as the host does, and return the pack's nodes."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"].split(os.pathsep)[0])
-    from comfy.cli_args import args
+    from comfy.cli_args import args  # pyright: ignore[reportMissingImports]
 
     args.cpu = True  # before the host looks for devices
     spec = importlib.util.spec_from_file_location(

@@ -59,12 +59,13 @@ class More4DRender(io.ComfyNode):
         holes = hole_mask(
             view.alpha, grow_px=grow_px, feather_px=feather_px, min_area_px=min_area_px
         )
-        depth = depth_picture(view.depth) if depth_as == _AS_PICTURE else view.depth
         keep = comfy.model_management.intermediate_device()
+        picture = depth_picture(view.depth).to(keep) if depth_as == _AS_PICTURE else None
         view = RenderOutput(
             rgb=view.rgb.to(keep), depth=view.depth.to(keep), alpha=view.alpha.to(keep)
         )
-        return io.NodeOutput(view.rgb, holes.to(keep), grey_image(depth.to(keep)), view)
+        depth = grey_image(view.depth if picture is None else picture)
+        return io.NodeOutput(view.rgb, holes.to(keep), depth, view)
 
 
 def _inputs() -> list[io.Input]:

@@ -1,0 +1,110 @@
+"""What the render node costs beyond the backend calls that it makes, on the same scene and path.
+
+    COMFYUI_PATH=HOST_FOLDER HOST_PYTHON benchmarks/node_cost.py [--device cpu]
+
+Calls alternate, so that a machine that slows down slows both. Prints the ratio of the medians;
+at most 1.05 is promised.
+"""
+
+# pyright: reportMissingImports=false
+# What is imported here is the pack as a package, and the host.
+import argparse
+import asyncio
+import importlib.util
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PACK = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    nodes = _load_pack(options.device)
+    import torch
+    from more4d_pack.more4d_backend.camera_paths import scene_path
+    from more4d_pack.more4d_backend.depth.depth_pictures import depth_picture
+    from more4d_pack.more4d_backend.rendering import RenderSettings, hole_mask, render
+    from more4d_pack.more4d_backend.synthetic import make_world
+
+    world = make_world(0)
+    scene = world.scene(world.cameras(options.frames, *options.size_hw))
+    path = scene_path("orbit-left", scene)
+    device = "cuda" if options.device == "cuda" else "cpu"
+    inputs: dict[str, Any] = {
+        "scene": scene, "camera_path": path, "mode": options.mode, "width": 0, "height": 0,
+        "grow_px": 0, "feather_px": 0, "min_area_px": 0, "draw_unseen": False,
+        "depth_as": "picture",
+    }  # fmt: skip
+
+    def backend() -> None:
+        with torch.inference_mode():
+            view = render(scene, path, RenderSettings(mode=options.mode, device=device))
+            results = (view.rgb, hole_mask(view.alpha), depth_picture(view.depth))
+            results = [*results, view.depth, view.alpha]
+            _ = [result.cpu() for result in results]
+
+    def node() -> None:
+        # As the host calls nodes.
+        with torch.inference_mode():
+            nodes["More4DRender"].execute(**inputs)
+
+    seconds = _alternate([backend, node], options.repeats)
+    medians = [statistics.median(item) for item in seconds]
+    sys.stdout.write(
+        f"{options.frames} frames of {scene.points.positions[0].numel() // 3} points at "
+        f"{options.size_hw[0]}x{options.size_hw[1]}, {options.mode}, {device}, "
+        f"{options.repeats} repeats\n"
+        f"backend {1e3 * medians[0]:.1f} ms, node {1e3 * medians[1]:.1f} ms, "
+        f"ratio {medians[1] / medians[0]:.3f}\n"
+    )
+
+
+def _alternate(calls: list[Callable[[], None]], repeats: int) -> list[list[float]]:
+    seconds: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
+    for i in range(repeats):
+        order = list(enumerate(calls))
+        for index, call in order if i % 2 else reversed(order):
+            start = time.perf_counter()
+            call()
+            seconds[index].append(time.perf_counter() - start)
+    return seconds
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=49)
+    parser.add_argument("--size-hw", type=int, nargs=2, default=(368, 512))
+    parser.add_argument("--mode", default="splat")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=10)
+    return parser.parse_args()
+
+
+def _load_pack(device: str) -> dict[str, Any]:
+    """Import host and pack as the host does; return the nodes by name."""
+    sys.argv = sys.argv[:1]  # the host reads it too
+    sys.path.insert(0, os.environ["COMFYUI_PATH"].split(os.pathsep)[0])
+    from comfy.cli_args import args
+
+    args.cpu = device == "cpu"
+    spec = importlib.util.spec_from_file_location(
+        "more4d_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    pack = sys.modules["more4d_pack"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pack)
+    nodes = asyncio.run(pack.comfy_entrypoint().get_node_list())
+    return {node.GET_SCHEMA().node_id: node for node in nodes}
+
+
+if __name__ == "__main__":
+    main()
