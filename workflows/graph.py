@@ -136,6 +136,11 @@ def is_widget(kind: Any) -> bool:
     return isinstance(kind, list) or kind in _WIDGET_TYPES or kind.startswith(_DYNAMIC)
 
 
+def has_control(name: str, options: dict[str, Any]) -> bool:
+    """Whether the page adds a widget that changes this one after each run: seeds have it."""
+    return options.get("control_after_generate", name in ("seed", "noise_seed"))
+
+
 def widget_default(kind: Any, options: dict[str, Any]) -> Any:
     """Return the value that a new node has."""
     if "default" in options:
@@ -237,7 +242,7 @@ def _page_node(node: Node, schemas: Schemas) -> dict[str, Any]:
         if is_widget(kind):
             widgets.append(socket | {"widget": {"name": name}})
             values.append(_widget_value(node.inputs.get(name), kind, options))
-            if options.get("control_after_generate"):
+            if has_control(name, options):
                 values.append("fixed")
             if options.get("image_upload") or options.get("video_upload"):
                 values.append("image")

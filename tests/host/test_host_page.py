@@ -41,10 +41,19 @@ def test_a_workflow_loads_and_would_send_what_its_generator_sends(page, schemas,
             same = list(map(str, value)) if isinstance(value, list) else value
             found = given[key]
             assert same == (list(map(str, found)) if isinstance(found, list) else found), key
+    assert set(controls(page)) <= {"fixed"}  # so that a second run finds its results
     assert not page.ours()
     assert not unknown_nodes(page)
     # Files that are not on this machine are marked; nothing else is.
     assert all("Load" in node for node in nodes_marked_red(page))
+
+
+def controls(page):
+    """Return what happens to each seed after a run."""
+    return page.page.evaluate(
+        """() => app.graph._nodes.flatMap(n => n.widgets ?? [])
+            .filter(w => w.name === 'control_after_generate').map(w => w.value)"""
+    )
 
 
 def unknown_nodes(page):
