@@ -12,7 +12,8 @@ DepthEncoding = Literal["disparity 0-1", "depth 0-1", "depth"]
 """`disparity 0-1`: white is near, evenly in 1 / depth, as depth estimators mostly draw it.
 `depth 0-1`: black is near, evenly in depth. `depth`: the values are camera z."""
 
-_MOST_VALUES = 2**20
+_MOST_VALUES = 2**15
+"""That the ends of the scale are found among: sorting 2**20 took a fifth of a render's time."""
 _CUT_SHARE = 0.001
 
 
@@ -68,7 +69,7 @@ def depth_picture(
     """
     seen = usable_depth(depth) if seen is None else seen & usable_depth(depth)
     disparity = torch.where(seen, 1 / depth, 0.0)
-    step = max(1, disparity.numel() // _MOST_VALUES)
+    step = disparity.numel() // _MOST_VALUES | 1  # odd, or it may hit the same columns only
     values = disparity.flatten()[::step]
     values = values[values > 0]
     if len(values) == 0:
