@@ -79,13 +79,13 @@ class TinyGeo4DTraining:
     variants: int = 2
     """Latents of each clip: as it is, mirrored, backwards, in other colours."""
 
-    vae_steps: int = 3500
+    vae_steps: int = 3000
     """Updates of the VAE."""
 
     vae_clips: int = 10
     """Clips of one update of the VAE; three frames of each."""
 
-    unet_steps: int = 4500
+    unet_steps: int = 4000
     """Updates of the UNet."""
 
     unet_windows: int = 64

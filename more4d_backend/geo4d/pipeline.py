@@ -167,7 +167,7 @@ def reconstruct(
     )
     # 4. The pixels of the video.
     return Reconstruction(
-        scene=_mapped_back(aligned, framed, video, settings),
+        scene=_mapped_back(aligned, framed, video, settings, device, report("map back")),
         report=aligned.report,
         framing=framed.framing,
         num_windows=len(windows),
@@ -278,7 +278,12 @@ def _check_memory(
 
 
 def _mapped_back(
-    aligned: AlignmentResult, framed: FramedVideo, video: Video, settings: ReconstructionSettings
+    aligned: AlignmentResult,
+    framed: FramedVideo,
+    video: Video,
+    settings: ReconstructionSettings,
+    device: torch.device,
+    progress: Progress,
 ) -> Scene4D:
     framing, resolution = framed.framing, settings.resolution
     if resolution == "auto":
@@ -290,9 +295,12 @@ def _mapped_back(
             *framing.source_hw,
             _gib(needed),
         )
-    if resolution == "network":
-        return scene_of_content(aligned.scene, aligned.depth, framing)
-    return scene_of_source(aligned.scene, aligned.depth, framing, video)
+    if resolution == "source":
+        scene, depth = aligned.scene, aligned.depth
+        return scene_of_source(scene, depth, framing, video, device=device, progress=progress)
+    content = scene_of_content(aligned.scene, aligned.depth, framing)
+    progress(framed.num_frames, framed.num_frames)
+    return content
 
 
 def _silent(_stage: str) -> Progress:

@@ -1,5 +1,7 @@
 """Aligned geometry back at the pixels of the video that it came from."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,29 +41,36 @@ def scene_of_source(
     depth: Float[Tensor, "frame height width"],
     framing: Framing,
     video: Video,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Scene4D:
     """Sample a scene of the network's pictures at the pixels of the video, with its own colours.
 
-    Pixels that the network never saw (fit "crop") are not valid.
+    Pixels that the network never saw (fit "crop") are not valid. Frames are sampled on `device`,
+    one by one; the result is on the CPU.
     """
     points = scene.points
     assert isinstance(points, PointMaps)  # alignment makes nothing else
     cameras = framing.source_cameras(scene.cameras)
-    centers = pixel_centers(*framing.source_hw)
-    camera_to_world = cameras.camera_to_world
+    centers = pixel_centers(*framing.source_hw, device=device)
+    camera_to_world, intrinsics = cameras.camera_to_world.to(device), cameras.intrinsics.to(device)
     shape = (scene.num_frames, *framing.source_hw)
     positions, colors = torch.empty(*shape, 3), torch.empty(*shape, 3)
     valid = torch.empty(shape, dtype=torch.bool)
     confidence = None if points.confidence is None else torch.empty(shape)
     for frame, picture in enumerate(same_size(video.pictures())):
-        plausible = points.valid[frame] & (depth[frame] >= NEAREST)
-        sampled, valid[frame] = framing.source_depth(depth[frame], plausible)
-        in_camera = unproject(centers, sampled, cameras.intrinsics[frame])
-        positions[frame] = transform_points(in_camera, camera_to_world[frame])
-        positions[frame][~valid[frame]] = torch.nan
+        plausible = (points.valid[frame] & (depth[frame] >= NEAREST)).to(device)
+        sampled, known = framing.source_depth(depth[frame].to(device), plausible)
+        in_camera = unproject(centers, sampled, intrinsics[frame])
+        in_world = transform_points(in_camera, camera_to_world[frame])
+        positions[frame] = in_world.where(known[..., None], torch.nan)
+        valid[frame] = known
         torch.div(picture, 255, out=colors[frame])
         if confidence is not None and points.confidence is not None:
-            confidence[frame] = framing.source_values(points.confidence[frame])
+            confidence[frame] = framing.source_values(points.confidence[frame].to(device))
+        if progress is not None:
+            progress(frame + 1, scene.num_frames)
     maps = PointMaps(positions=positions, colors=colors, valid=valid, confidence=confidence)
     return Scene4D(points=maps, cameras=cameras, fps=scene.fps)
 

@@ -282,7 +282,7 @@ def test_every_stage_reports_and_can_be_interrupted(toy_networks):
         return lambda done, total: stages.setdefault(stage, []).append((done, total))
 
     reconstruct(clip(6), toy_networks, ONE_STEP, report=report)
-    assert list(stages) == ["read", "encode", "sample", "decode", "align"]
+    assert list(stages) == ["read", "encode", "sample", "decode", "align", "map back"]
     for calls in stages.values():
         assert calls[-1][0] == calls[-1][1] > 0
 
@@ -302,7 +302,9 @@ def test_every_stage_reports_and_can_be_interrupted(toy_networks):
             reconstruct(clip(6), toy_networks, ONE_STEP, report=stopping)
 
 
-def test_settings_that_cannot_work_are_refused_before_the_networks_run(toy_networks, monkeypatch):
+def test_settings_that_cannot_work_are_refused_before_the_networks_run(
+    toy_networks, monkeypatch, as_users_run_it
+):
     monkeypatch.setattr(pipeline, "encode_video", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(WindowPlanError, match="stride is 5; expected 1 to 4"):
         reconstruct(clip(5), toy_networks, replace(ONE_STEP, stride=5))
