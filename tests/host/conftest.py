@@ -30,6 +30,14 @@ _CHROMIUM_OPTIONS = [
 _SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.UseNewMenu": "Top"}
 
 
+def pytest_collection_modifyitems(config, items):
+    """Keep the tests of one server on one worker (`-n auto --dist loadgroup`)."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if "comfy" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("comfyui"))
+
+
 def _hosts():
     return [pytest.param(found, id=found.folder.name) for found in installations()] or [
         pytest.param(None, id="no-host")
