@@ -3,7 +3,7 @@
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from .lifting import DepthError, usable_depth
@@ -58,23 +58,22 @@ def depth_from_picture(
     return 1 / (1 / far + (1 / near - 1 / far) * picture)
 
 
-def depth_picture(
-    depth: Float[Tensor, "*batch height width"],
-    seen: Bool[Tensor, "*batch height width"] | None = None,
-) -> Float[Tensor, "*batch height width"]:
+def depth_picture(depth: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Grey values to look at: white is near, evenly in disparity; black is far, or nothing.
 
     All frames share one scale, so that a video does not flicker; the outermost 0.1 % at either
-    end do not decide it. `seen` None: where depth is usable.
+    end do not decide it. 0, negative and non-finite depth is nothing.
     """
-    seen = usable_depth(depth) if seen is None else seen & usable_depth(depth)
-    disparity = torch.where(seen, 1 / depth, 0.0)
-    step = disparity.numel() // _MOST_VALUES | 1  # odd, or it may hit the same columns only
-    values = disparity.flatten()[::step]
-    values = values[values > 0]
-    if len(values) == 0:
-        return torch.zeros_like(disparity)
-    low, high = values.quantile(values.new_tensor([_CUT_SHARE, 1 - _CUT_SHARE])).tolist()
+    seen = depth > 0
+    step = depth.numel() // _MOST_VALUES | 1  # odd, or it may hit the same columns only
+    some = depth.flatten()[::step]
+    disparity = some[usable_depth(some)].reciprocal()
+    if len(disparity) == 0:
+        return torch.zeros_like(depth)
+    ends = disparity.quantile(disparity.new_tensor([_CUT_SHARE, 1 - _CUT_SHARE]))
+    low, high = ends.tolist()
     if high <= low:
-        return seen.to(disparity)
-    return ((disparity - low) / (high - low)).clamp_(0, 1)
+        return usable_depth(depth).to(depth)
+    scale = 1 / (high - low)
+    grey = depth.reciprocal().mul_(scale).sub_(low * scale).clamp_(0, 1)
+    return torch.where(seen, grey, 0.0)

@@ -16,24 +16,17 @@ def test_grey_values_are_read_by_their_encoding():
 
 
 def test_a_picture_of_depth_is_white_where_it_is_near_and_black_where_nothing_is():
-    depth = torch.tensor([[1.0, 2.0, 4.0, 0.0, torch.inf, torch.nan]])
+    depth = torch.tensor([[1.0, 2.0, 4.0, 0.0, torch.inf, torch.nan, -3.0]])
     picture = depth_picture(depth)
     # Disparity 1, 1/2 and 1/4; the outermost 0.1 % of so few values moves the ends a little.
     torch.testing.assert_close(picture[0, :3], torch.tensor([1.0, 1 / 3, 0.0]), atol=2e-3, rtol=0)
-    assert picture[0, 3:].tolist() == [0.0, 0.0, 0.0]
+    assert picture[0, 3:].tolist() == [0.0] * 4
 
 
 def test_all_frames_of_a_video_share_one_scale():
     video = torch.stack([DEPTH, 2 * DEPTH])
     picture = depth_picture(video)
     assert picture[0, 0, 1] == picture[1, 0, 0]
-
-
-def test_what_is_not_seen_is_black_and_does_not_scale():
-    seen = torch.tensor([[False, True, True, True]])
-    picture = depth_picture(DEPTH, seen)
-    assert picture[0, 0] == 0
-    assert picture[0, 1] == 1
 
 
 def test_a_flat_or_empty_depth_map_gives_a_picture_all_the_same():
