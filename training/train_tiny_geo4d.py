@@ -57,6 +57,7 @@ _PICTURES_AT_ONCE = 1024
 _CLIPS_AT_ONCE = 16
 _START_LOG_VARIANCE = -6.0
 """Of the latents. From 0, as layers start, noise would hide everything for a long time."""
+_BRANCH_START = 0.1
 _INFERENCE_STEPS = 5
 _WARMUP_STEPS = 100
 
@@ -278,13 +279,27 @@ def varied(batch: GeometryBatch, generator: torch.Generator, *, mirrored: bool) 
     return replace(batch, video=colors)
 
 
+@torch.no_grad()
+def strengthen(vae: Geo4DVAE) -> None:
+    """Start a VAE so that pictures get through it; in place.
+
+    As layers start by themselves, what is in a picture fades from convolution to convolution, and
+    training begins with a long time of one grey picture for all. Residual branches start small.
+    """
+    for name, layer in vae.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if name.endswith((".conv2", ".proj_out", "decoder_adaptor.conv_out")):
+            layer.get_parameter("weight").mul_(_BRANCH_START)
+    bias = vae.quant_conv.bias
+    assert bias is not None
+    bias[len(bias) // 2 :] = _START_LOG_VARIANCE
+
+
 def _train_vae(
     vae: Geo4DVAE, pool: ClipPool, training: TinyGeo4DTraining, generator: torch.Generator
 ) -> None:
-    with torch.no_grad():
-        bias = vae.quant_conv.bias
-        assert bias is not None
-        bias[len(bias) // 2 :] = _START_LOG_VARIANCE
+    strengthen(vae)
     objective = VaeObjective(vae)
 
     def losses(step: int) -> Losses:
