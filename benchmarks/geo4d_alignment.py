@@ -58,7 +58,7 @@ class Accuracy:
 
 
 def moving_cameras(world: SyntheticWorld, height: int, width: int) -> Cameras:
-    """An arc about the scene by a hand that is not steady."""
+    """An arc about the scene by a hand that sways, and trembles by 0.2 degrees from frame to frame."""
     t = torch.linspace(0, 1, NUM_FRAMES, dtype=torch.float64)
     angle = t * math.radians(35)
     across = 2.2 * torch.sin(angle) + 0.15 * torch.sin(9 * t)
@@ -67,6 +67,8 @@ def moving_cameras(world: SyntheticWorld, height: int, width: int) -> Cameras:
     target = torch.tensor([0.3, -0.3, 6.0], dtype=torch.float64)
     sway = torch.stack([1.2 * torch.sin(2.2 * angle), 0.2 * torch.sin(3 * t), 0 * t], dim=-1)
     position = torch.stack([across, height_m, ahead], dim=-1)
+    tremor = torch.randn(NUM_FRAMES, 3, generator=torch.Generator().manual_seed(0)).double()
+    position, sway = position + 0.003 * tremor, sway + 0.012 * tremor.roll(1, dims=1)
     up = torch.tensor([0.0, -1.0, 0.0], dtype=torch.float64)
     first = world.cameras(1, height, width)
     return Cameras(

@@ -166,7 +166,9 @@ def _linearize(problem: _Problem, unknowns: Unknowns, trajectories: _Trajectorie
             settings.camera_weight / share,
         )
     share = 1 if settings.pose_terms == "sum" else max(num_frames - 1, 1)
-    smoothness = add_smoothness_term(system, unknowns, settings.smoothness_weight / share)
+    smoothness = add_smoothness_term(
+        system, unknowns, settings.smoothness_weight / share, settings.smoothness
+    )
     losses = Losses(
         points=point_loss, disparity=disparity_loss, cameras=camera_loss, smoothness=smoothness
     )

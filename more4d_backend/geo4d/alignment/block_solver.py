@@ -35,7 +35,8 @@ class Layout:
 
 def layout_of(cover: Cover) -> Layout:
     """Sort the unknowns into blocks."""
-    length = max(cover.length)
+    # Smoothness couples three frames in a row.
+    length = max(*cover.length, 2)
     num_blocks = -(-cover.num_frames // length)
     used = [0] * num_blocks
 

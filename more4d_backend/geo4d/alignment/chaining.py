@@ -43,7 +43,7 @@ class Similarities:
 
 
 def chain_points(
-    samples: Samples, window_to_camera: Float[Tensor, "window frame 4 4"]
+    samples: Samples, window_to_camera: Float[Tensor, "window position 4 4"]
 ) -> Similarities:
     """Join windows through the points of shared frames. The first window with points is the world.
 
@@ -79,8 +79,8 @@ def chain_points(
 
 
 def chain_cameras(
-    rotation: Float[Tensor, "window frame 3 3"],
-    center: Float[Tensor, "window frame 3"],
+    rotation: Float[Tensor, "window position 3 3"],
+    center: Float[Tensor, "window position 3"],
     cover: Cover,
 ) -> Similarities:
     """Join windows through cameras (camera to window) of shared frames, without any points."""
@@ -108,12 +108,12 @@ def chain_cameras(
 
 
 def align_trajectories(
-    rotation: Float[Tensor, "*batch frame 3 3"],
-    center: Float[Tensor, "*batch frame 3"],
-    target_rotation: Float[Tensor, "*batch frame 3 3"],
-    target_center: Float[Tensor, "*batch frame 3"],
+    rotation: Float[Tensor, "*batch position 3 3"],
+    center: Float[Tensor, "*batch position 3"],
+    target_rotation: Float[Tensor, "*batch position 3 3"],
+    target_center: Float[Tensor, "*batch position 3"],
     usual_scale: Float[Tensor, "*batch"],
-    weights: Float[Tensor, "*batch frame"] | None = None,
+    weights: Float[Tensor, "*batch position"] | None = None,
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch 3 3"], Float[Tensor, "*batch 3"]]:
     """Similarity that lays one trajectory (camera to world) on another: scale, rotation, shift.
 

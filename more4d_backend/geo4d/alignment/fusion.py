@@ -12,7 +12,7 @@ from ...geometry import invert_rigid, pixel_centers, transform_points
 from ..predictions import WindowPrediction
 from .depths import median_depth, reach_along, robust_depth
 from .pixel_terms import TermWeights
-from .samples import Samples, at_pixels
+from .samples import Samples, at_pixels, away_from_edges
 from .settings import AlignmentSettings
 from .unknowns import Unknowns, window_to_camera
 
@@ -21,10 +21,6 @@ _PIXELS_PER_CHUNK = 4_000_000
 
 _NEIGHBOUR_WIDTH = 0.1
 """Logarithm of the factor by which depth may well differ from its neighbours'."""
-
-_STEP_AT_EDGE = 1.05
-"""Neighbours in a smaller disparity image that differ by more than this factor: an edge between
-them has no place, and the disparity is not used there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +127,7 @@ def _gather(inputs: FusionInputs, frames: slice) -> _Gathered:
             scale = float(unknowns.disparity_scale[number])
             shift = float(unknowns.disparity_shift[number])
             here = at_pixels(image, centers, height, width)[0]
-            usable = seen & _away_from_edges(scale * image + shift, centers, height, width)
+            usable = seen & away_from_edges(image, centers, height, width)[0]
             has_disparity[row, slot] = usable & (here > settings.disparity_floor)
             disparity[row, slot] = scale * here + shift
     return _Gathered(
@@ -142,18 +138,6 @@ def _gather(inputs: FusionInputs, frames: slice) -> _Gathered:
         has_disparity=has_disparity,
         sigma_scale=sigma_scale.to(device),
     )
-
-
-def _away_from_edges(
-    disparity: Float[Tensor, "1 image_height image_width"], centers: Tensor, height: int, width: int
-) -> Bool[Tensor, "pixel"] | bool:
-    """Where a disparity image that is smaller than the points can be read between its pixels."""
-    if disparity.shape[1:] == (height, width):
-        return True
-    high = torch.nn.functional.max_pool2d(disparity[None], 3, stride=1, padding=1)[0]
-    low = -torch.nn.functional.max_pool2d(-disparity[None], 3, stride=1, padding=1)[0]
-    smooth = (high < _STEP_AT_EDGE * low).float()
-    return at_pixels(smooth, centers, height, width)[0] > 0.5
 
 
 def _fuse_frames(

@@ -101,7 +101,7 @@ def fit_disparities(samples: Samples, unknowns: Unknowns) -> Unknowns:
     )
 
 
-def window_depths(samples: Samples, unknowns: Unknowns) -> Float[Tensor, "window frame pixel"]:
+def window_depths(samples: Samples, unknowns: Unknowns) -> Float[Tensor, "window position pixel"]:
     """Depth of the samples, window by window; the last frame repeated where padded."""
     frame = torch.arange(samples.weights.shape[1])
     frame = frame + torch.tensor(samples.cover.first_frame)[:, None]
@@ -173,7 +173,7 @@ def _with_depth(samples: Samples, unknowns: Unknowns, disparity: bool = False) -
 
 
 def _video_cameras(
-    samples: Samples, cameras: Float[Tensor, "window frame 4 4"], windows: Similarities
+    samples: Samples, cameras: Float[Tensor, "window position 4 4"], windows: Similarities
 ) -> Float[Tensor, "frame 4 4"]:
     """World-to-camera per frame, out of the window that knows most of the frame.
 
@@ -236,7 +236,7 @@ def _chain_disparities(
 
 def ray_trajectories(
     samples: Samples, unknowns: Unknowns
-) -> tuple[Float[Tensor, "window frame 3 3"], Float[Tensor, "window frame 3"]]:
+) -> tuple[Float[Tensor, "window position 3 3"], Float[Tensor, "window position 3"]]:
     """Lay each window's ray cameras (camera to world) on the cameras of the video."""
     assert samples.ray_cameras is not None
     cover = samples.cover

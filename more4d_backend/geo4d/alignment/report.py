@@ -1,6 +1,7 @@
 """What alignment returns: the scene, and how well it came out."""
 
 from dataclasses import dataclass
+from statistics import median
 
 from jaxtyping import Float
 from torch import Tensor
@@ -93,9 +94,7 @@ class AlignmentReport:
         """Return one line for a log."""
         state = "converged" if self.converged else "NOT converged"
         errors = [w.point_error for w in self.windows if w.point_error is not None]
-        error = f", median point error {100 * sorted(errors)[len(errors) // 2]:.2f} %" * bool(
-            errors
-        )
+        error = f", median point error {100 * median(errors):.2f} %" if errors else ""
         no_disparity = sum(not w.disparity_used for w in self.windows)
         no_rays = sum(not w.rays_used for w in self.windows)
         bridged = sum(w.bridged for w in self.windows)

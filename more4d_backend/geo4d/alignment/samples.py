@@ -1,7 +1,7 @@
 """The pixels that alignment computes with: a regular subset of every window, on one device.
 
-Axes: window, frame (within the window, padded to the longest), pixel. The same samples seen from
-the video are (frame, slot): the windows that cover a frame lie in its slots.
+Axes: window, position (of a frame within the window, padded to the longest), pixel. The same
+samples seen from the video are (frame, slot): the windows that cover a frame lie in its slots.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,9 @@ from ..ray_maps import RayCameras, cameras_from_rays, focal_from_rays
 from .settings import AlignmentError, AlignmentSettings
 
 _FRAMES_PER_CHUNK = 32
+_EDGE, _FAR_DISPARITY = 0.1, 0.2
+"""Disparities of neighbours in a smaller image that differ by more than this share: an edge between
+them has no place there. Below the far disparity its share is meant."""
 _RAYS_PER_FRAME = 1000
 """Enough for a camera: three numbers each for centre and rotation."""
 
@@ -61,19 +64,19 @@ class Samples:
     offsets_px: Float[Tensor, "pixel 2"]
     """Pixel centres from the middle of the image."""
 
-    points: Float[Tensor, "window frame pixel 3"]
+    points: Float[Tensor, "window position pixel 3"]
     """In the window's coordinates and box units; 0 where the weight is 0."""
 
-    weights: Float[Tensor, "window frame pixel"]
+    weights: Float[Tensor, "window position pixel"]
     """1 for the median pixel of a window, more where sigma is smaller; 0 where invalid."""
 
-    disparity: Float[Tensor, "window frame pixel"] | None
+    disparity: Float[Tensor, "window position pixel"] | None
     """None when it is not used."""
 
-    disparity_weights: Float[Tensor, "window frame pixel"] | None
+    disparity_weights: Float[Tensor, "window position pixel"] | None
     """As `weights`, and 0 where the disparity is too low."""
 
-    sigma: Float[Tensor, "window frame pixel"]
+    sigma: Float[Tensor, "window position pixel"]
     """In box units; 1 where not valid, and for windows that came without."""
 
     sigma_known: Bool[Tensor, "window"]
@@ -175,8 +178,10 @@ def take_samples(
         points.append(taken.masked_fill(~valid[..., None], 0))
         weights.append(relative_weights(sigma, valid, settings) * settings.points)
         if settings.disparity and window.disparity is not None:
-            seen = at_pixels(window.disparity.to(device, torch.float32), centers, height, width)
+            image = window.disparity.to(device, torch.float32)
+            seen = at_pixels(image, centers, height, width)
             usable = valid & (seen > settings.disparity_floor)
+            usable &= away_from_edges(image, centers, height, width)
             disparity.append(seen)
             disparity_weights.append(relative_weights(sigma, usable, settings))
         elif settings.disparity:
@@ -225,6 +230,21 @@ def at_pixels(
         images[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False
     )
     return sampled[:, 0, 0]
+
+
+def away_from_edges(
+    images: Float[Tensor, "frame image_height image_width"],
+    centers_px: Float[Tensor, "pixel 2"],
+    height: int,
+    width: int,
+) -> Bool[Tensor, "frame pixel"]:
+    """Where images that are smaller than height x width can be read between their pixels."""
+    if images.shape[1:] == (height, width):
+        return torch.ones(len(images), len(centers_px), dtype=torch.bool, device=images.device)
+    high = torch.nn.functional.max_pool2d(images[:, None], 3, stride=1, padding=1)[:, 0]
+    low = -torch.nn.functional.max_pool2d(-images[:, None], 3, stride=1, padding=1)[:, 0]
+    smooth = high - low < _EDGE * images.abs().clamp_min(_FAR_DISPARITY)
+    return at_pixels(smooth.float(), centers_px, height, width) > 0.5
 
 
 def _ray_cameras(

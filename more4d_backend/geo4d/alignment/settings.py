@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 PoseTerms = Literal["mean", "sum"]
+Smoothness = Literal["steady", "still"]
 
 
 class AlignmentError(ValueError):
@@ -12,7 +13,7 @@ class AlignmentError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignmentSettings:
-    """Defaults are the paper's, but for `pose_terms`."""
+    """Defaults are the paper's, but for the smoothness and for `pose_terms`; see `paper`."""
 
     points: bool = True
     """Use the point maps. Without them there are cameras only if `rays` is on."""
@@ -32,8 +33,14 @@ class AlignmentSettings:
     camera_weight: float = 0.005
     """Of the difference to the cameras of the ray maps, in rotation and in place."""
 
-    smoothness_weight: float = 0.015
-    """Of the motion of the camera from frame to frame."""
+    smoothness_weight: float = 1.5e-4
+    """Of the smoothness of the camera's motion. A hundredth of the paper's: with that the tremble
+    of a hand (0.2 degrees) is taken out of the cameras, although it is in the video."""
+
+    smoothness: Smoothness = "steady"
+    """`still` wants no motion from frame to frame, as the paper does: it draws the ends of every
+    path inwards (by a degree where the camera turns by two per frame). `steady` wants no change of
+    motion."""
 
     pose_terms: PoseTerms = "mean"
     """`mean` over frames, like the other terms, so that the length of the video does not matter;
@@ -69,11 +76,20 @@ class AlignmentSettings:
                 raise AlignmentError(f"{field.name} is {value}; expected 0 or more, and finite.")
         if self.pose_terms not in ("mean", "sum"):
             raise AlignmentError(f"pose_terms is {self.pose_terms!r}; expected 'mean' or 'sum'.")
+        if self.smoothness not in ("steady", "still"):
+            raise AlignmentError(
+                f"smoothness is {self.smoothness!r}; expected 'steady' or 'still'."
+            )
         if self.pixels_per_frame < 1 or self.max_iterations < 1:
             raise AlignmentError(
                 f"pixels_per_frame is {self.pixels_per_frame} and max_iterations is "
                 f"{self.max_iterations}; expected at least 1 of each."
             )
+
+    @staticmethod
+    def paper() -> "AlignmentSettings":
+        """All terms with the weights of the paper, and means and sums as released."""
+        return AlignmentSettings(smoothness_weight=0.015, smoothness="still", pose_terms="sum")
 
     @staticmethod
     def points_only() -> "AlignmentSettings":

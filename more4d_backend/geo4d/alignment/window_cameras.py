@@ -34,7 +34,7 @@ class WindowCameras:
     focal_px: float
     """One for all windows."""
 
-    window_to_camera: Float[Tensor, "window frame 4 4"]
+    window_to_camera: Float[Tensor, "window position 4 4"]
     """Rigid, in box units; the last camera repeated where padded or without points."""
 
 
