@@ -192,8 +192,9 @@ class More4DDepthTiny(io.ComfyNode):
     @classmethod
     def execute(cls, image, fov_deg, max_depth, drop_edges) -> io.NodeOutput:
         image = one_picture(image, "image")
-        network: Any = HostNetwork(TinyDepth.load().model).load()
-        return _lifted(image, TinyDepth(network).predict(image), fov_deg, max_depth, drop_edges)
+        network = HostNetwork(TinyDepth.load().model)
+        prediction = TinyDepth(network.load()).predict(image)
+        return _lifted(image, prediction, fov_deg, max_depth, drop_edges)
 
 
 def _lifting_inputs(fov_tooltip: str, fov_deg: float = 0.0) -> list[Any]:

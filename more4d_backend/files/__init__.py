@@ -52,10 +52,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except (OSError, SafetensorError) as e:
         if not _says_full(e):
             raise
-        raise OutputError(
-            f"{path} could not be written: no space is left for it. Free some, or choose another "
-            "output folder."
-        ) from e
+        raise _no_space(path) from e
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,6 +70,13 @@ def _mode_of_new_files(path: Path) -> int:
         return stat.S_IMODE(path.stat().st_mode)
     finally:
         path.unlink()
+
+
+def _no_space(path: Path) -> OutputError:
+    return OutputError(
+        f"{path} could not be written: no space is left for it. Free some, or choose another "
+        "output folder."
+    )
 
 
 def _says_full(error: Exception) -> bool:
@@ -113,6 +117,10 @@ def replacing_folder(path: str | os.PathLike[str], pattern: str) -> Iterator[Pat
         if path.is_dir():
             path.rename(old)
         temporary.rename(path)
+    except (OSError, SafetensorError) as e:
+        if not _says_full(e):
+            raise
+        raise _no_space(path) from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.is_dir():  # put it back when the new one did not arrive

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from more4d_backend.files import OutputError, replacing
+from more4d_backend.files import OutputError, replacing, replacing_folder
 
 
 def test_a_finished_file_appears_under_its_name(tmp_path):
@@ -49,7 +49,12 @@ def write_bytes(path):
         temporary.write_bytes(bytes(100_000))
 
 
-@pytest.mark.parametrize("write", [write_a_scene, write_bytes])
+def write_a_folder(path):
+    with replacing_folder(path, "frame_*.ply") as temporary:
+        (temporary / "frame_0000.ply").write_bytes(bytes(100_000))
+
+
+@pytest.mark.parametrize("write", [write_a_scene, write_bytes, write_a_folder])
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, write):
     # A limit on file sizes makes the same system calls fail as a full disk does.
     resource = pytest.importorskip("resource", reason="file sizes are limited on Unix only")

@@ -239,6 +239,14 @@ def test_truncated_and_hostile_scene_files_are_refused_by_name(native_host):
             native_host.call("scene_nodes.run_load", name=file)
 
 
+@pytest.mark.parametrize("node", ["save", "export", "save path"])
+def test_a_full_disk_is_said_and_leaves_no_part_of_a_file(native_host, node):
+    with pytest.raises(Exception, match="no space is left"):
+        native_host.call("scene_nodes.run_save_where_nothing_fits", node=node)
+    folder = native_host.scratch / "output" / "full"
+    assert [path.name for path in folder.iterdir()] == []
+
+
 def test_every_format_is_exported(native_host):
     for format in ("ply", "gaussians"):
         found = native_host.call("scene_nodes.export", format=format, frame=-1)

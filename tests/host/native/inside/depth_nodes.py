@@ -192,3 +192,37 @@ def unidepth(models):
         "z": scene.points.positions[..., 2],
         "intrinsics": scene.cameras.intrinsics,
     }
+
+
+def cameras_of_the_hosts_network():
+    """The host's own Depth Anything 3, untrained, on pictures of another size than it works at."""
+    import comfy.ops
+    import comfy_extras.nodes_depth_anything_3 as host
+    from comfy.ldm.depth_anything_3.model import DepthAnything3Net
+    from more4d_pack.nodes.convert import host_geometry
+
+    torch.manual_seed(0)
+    network = DepthAnything3Net(
+        backbone_name="vits", out_layers=(5, 7, 9, 11), alt_start=4, qknorm_start=4, rope_start=4,
+        cat_token=True, head_type="dualdpt", head_dim_in=768, head_output_dim=2, head_features=64,
+        head_out_channels=(48, 96, 192, 384), has_cam_enc=True, has_cam_dec=True,
+        dtype=torch.float32, operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    network.dtype = torch.float32
+    model = types.SimpleNamespace(model=types.SimpleNamespace(diffusion_model=network.eval()))
+    usual, host.mm.load_model_gpu = host.mm.load_model_gpu, lambda _: None
+    mode = {"mode": "multiview", "ref_view_strategy": "first", "pose_method": "cam_dec"}
+    try:
+        images = torch.rand(3, 90, 160, 3)
+        geometry = host.DA3Inference.execute(model, images, 140, "upper_bound_resize", mode)
+    finally:
+        host.mm.load_model_gpu = usual
+    geometry = geometry.result[0]
+    found = host_geometry(geometry)
+    return {
+        "intrinsics": found.intrinsics,
+        "host_intrinsics": geometry["intrinsics"][0],
+        "world_to_camera": found.world_to_camera,
+    }

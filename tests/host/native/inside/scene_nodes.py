@@ -235,6 +235,27 @@ def run_save(prefix):
     scene.More4DSceneSave.execute(_scene(), prefix)
 
 
+def run_save_where_nothing_fits(node):
+    """As on a full disk: no file may grow beyond a few bytes."""
+    import resource
+    import signal
+
+    made, path = _scene(), camera_paths.scene_path("orbit-left", _scene())
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        if node == "save":
+            scene.More4DSceneSave.execute(made, "full/scene")
+        elif node == "export":
+            scene.More4DSceneExport.execute(made, "gaussians", "full/export", -1)
+        else:
+            camera_files.More4DCameraSave.execute(path, "full/path", "keyframes", 8.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
 def run_load(name):
     scene.More4DSceneLoad.execute(name)
 
