@@ -161,9 +161,9 @@ class HostPage:
         return [text for text in self.problems if re.search("more4d", text, re.IGNORECASE)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium."""
+    """Headless Chromium; it draws without end, so not longer than it is needed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next((p for p in map(shutil.which, _CHROMIUM) if p), None)
     if path is None:
@@ -174,7 +174,7 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture(scope="session", params=["classic", "nodes2"])
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
 def page(request, comfy, browser):
     """The page of the server, in both renderers."""
     _page_settings(comfy.base, request.param == "nodes2")

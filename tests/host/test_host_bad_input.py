@@ -140,6 +140,12 @@ def wrong_transformer(graph):
     graph.add("PreviewAny", 0, source=model(graph, "not-a-transformer.safetensors"))
 
 
+def wrong_geo4d(graph):
+    graph.add("PreviewAny", 0, source=graph.add(
+        "More4DLoadGeo4D", 0, weights_name="not-geo4d.safetensors"
+    )["geo4d"])  # fmt: skip
+
+
 CASES = {
     "a ViSM model for STraG": (
         lambda g: strag(g, model_name=VISM), "More4DStragConditioning",
@@ -152,6 +158,7 @@ CASES = {
     "a plain VAE as motion VAE": (
         wrong_motion_vae, "More4DLoadMotionVAE", "is a Wan2.1 VAE.*Needed here: the motion VAE"
     ),
+    "something else as Geo4D": (wrong_geo4d, "More4DLoadGeo4D", "not-geo4d.safetensors.*Geo4D"),
     "a VAE as transformer": (wrong_transformer, "UNETLoader", "Could not detect model type"),
     "a VAE of another family": (
         lambda g: strag(g, vae_name="pixel_space"), "More4DStragConditioning",
@@ -249,9 +256,11 @@ def inputs(comfy, tracks_scene, tmp_path_factory):
         for name in ("tracks_XYZ", "visibility", "fx_fy_cx_cy", "images_jpeg_bytes"):
             archive.writestr(f"{name}.npy", buffer.getvalue())
     (folder / "wrong.json").write_text('{"recipe": "pancakes"}')
-    folder = comfy.base / "models" / "diffusion_models"
-    folder.mkdir(exist_ok=True)
-    save_file({"encoder.conv1.weight": torch.zeros(8)}, folder / "not-a-transformer.safetensors")
+    wrong = {"diffusion_models": "not-a-transformer", "geometry_estimation": "not-geo4d"}
+    for category, name in wrong.items():
+        place = comfy.base / "models" / category
+        place.mkdir(exist_ok=True)
+        save_file({"encoder.conv1.weight": torch.zeros(8)}, place / f"{name}.safetensors")
 
 
 def outcome(comfy, schemas, draw):

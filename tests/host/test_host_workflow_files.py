@@ -80,7 +80,7 @@ def check_values(node, definitions):
             assert value in choices, (node["type"], name)
         if has_control(name, options):
             assert next(values) == "fixed"  # so that a second run finds its results
-        if options.get("image_upload"):
+        if options.get("image_upload") or options.get("video_upload"):
             assert next(values) == "image"
     assert not list(values), node["type"]
 
