@@ -112,7 +112,13 @@ def adjust(
     state = _linearize(problem, unknowns, _trajectories(problem, unknowns))
     start, damping, size, converged, iteration = state.losses, 1e-6, 0.0, False, 0
     for iteration in range(1, settings.max_iterations + 1):
-        step, focal = state.system.solve(damping)
+        try:
+            step, focal = state.system.solve(damping)
+        except torch.linalg.LinAlgError:  # rounding made it indefinite: closer to the gradient
+            damping = max(10 * damping, 1e-4)
+            if damping > _MAX_DAMPING:
+                break
+            continue
         if progress is not None:
             progress(iteration, settings.max_iterations)
         focal = focal.clamp(-_MAX_LOG_FOCAL_STEP, _MAX_LOG_FOCAL_STEP)
@@ -120,7 +126,9 @@ def adjust(
         follow = iteration <= _FOLLOWING_STEPS
         trajectories = _trajectories(problem, moved) if follow else state.trajectories
         tried = _linearize(problem, moved, trajectories)
-        if not tried.losses.total <= state.losses.total * (1 + _WORSE) + 1e-12:
+        better = tried.losses.total <= state.losses.total * (1 + _WORSE) + 1e-12
+        # Windows that fit nothing can run off to where the equations overflow.
+        if not (better and tried.system.is_finite):
             damping = max(10 * damping, 1e-4)
             if damping > _MAX_DAMPING:
                 break

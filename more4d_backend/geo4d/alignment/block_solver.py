@@ -96,6 +96,12 @@ class System:
         """Add what couples unknowns to the focal length."""
         self.border.index_add_(0, index.flatten(), column.flatten())
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether a step can be solved for."""
+        parts = (self.diagonal, self.below, self.border, self.gradient)
+        return all(bool(part.isfinite().all()) for part in parts)
+
     def fix(self, index: Int[Tensor, "row"]) -> None:
         """Keep unknowns as they are."""
         size = self.layout.block_size
