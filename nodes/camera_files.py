@@ -57,7 +57,7 @@ class More4DCameraLoad(io.ComfyNode):
         return refusal(file_at, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> tuple[str, int, int]:
+    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> Any:
         return fingerprint(file)
 
     @classmethod

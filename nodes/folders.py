@@ -44,8 +44,13 @@ def file_at(name: str) -> Path:
     return path
 
 
-def fingerprint(name: str) -> tuple[str, int, int]:
-    """Return what changes when a file does, so that the host runs its node again."""
+def fingerprint(name: str | None) -> tuple[str, int, int] | None:
+    """Return what changes when a file does, so that the host runs its node again.
+
+    None stands for a name that only comes when the workflow runs.
+    """
+    if name is None:
+        return None
     state = file_at(name).stat()
     return name, state.st_size, state.st_mtime_ns
 

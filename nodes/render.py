@@ -99,6 +99,8 @@ def _inputs() -> list[io.Input]:
 
 def _make_room(scene: Scene4D, path: Cameras, settings: RenderSettings) -> None:
     """Have the host put models away where the renderer needs their memory."""
+    if comfy.model_management.is_device_cpu(settings.device):
+        return  # few frames at a time, whatever is free
     needed = path.num_frames * bytes_per_frame(scene, path, settings.mode)
     comfy.model_management.free_memory(needed, settings.device)
 

@@ -55,7 +55,7 @@ class More4DSceneLoad(io.ComfyNode):
         return refusal(file_at, file)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> tuple[str, int, int]:
+    def fingerprint_inputs(cls, file: str | None = None) -> Any:
         return fingerprint(file)
 
     @classmethod
