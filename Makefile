@@ -9,20 +9,29 @@ BIN := $(VENV)/bin
 
 # The demo's own picture is a procedural scene that nothing was trained on. For another one:
 #     make demo IMAGE=photo.jpg PROMPT="the dog runs to the left" CAMERA="orbit-left dolly-in"
+# Where the embedded weights are not in the checkout, it shows what needs none: depth to videos.
 IMAGE ?=
 PROMPT ?=
 CAMERA ?= orbit-left
 SEED ?= 900000028
 DEMO ?= out/demo
+EMBEDDED ?= $(wildcard more4d_backend/tiny/weights/diffusion_models/more4d_tiny_vism.safetensors)
 export IMAGE PROMPT
 
 demo: $(VENV)/.headless
-ifeq ($(strip $(IMAGE)),)
+ifneq ($(strip $(IMAGE)),)
+	@test -n "$$PROMPT" || { echo 'Say what moves, and where to: PROMPT="the dog runs left"'; exit 1; }
+	$(GENERATE) "$$IMAGE" --prompt "$$PROMPT"
+else ifneq ($(strip $(EMBEDDED)),)
 	$(BIN)/python -m training.demo_picture $(DEMO) --seed $(SEED)
 	$(GENERATE) $(DEMO)/photo.png --prompt "$${PROMPT:-$$(cat $(DEMO)/caption.txt)}"
 else
-	@test -n "$$PROMPT" || { echo 'Say what moves, and where to: PROMPT="the dog runs left"'; exit 1; }
-	$(GENERATE) "$$IMAGE" --prompt "$$PROMPT"
+	@echo "The embedded weights are not in this checkout, so nothing will move by itself."
+	$(BIN)/python -m more4d_backend synthetic --seed 11 --output $(DEMO)
+	$(BIN)/python -m more4d_backend render $(DEMO)/photo.png \
+	    --depth $(DEMO)/depth.png --intrinsics $(DEMO)/intrinsics.npy \
+	    $(CAMERA:%=--camera %) --num-frames 25 --amplitude 0.4 --output $(DEMO)
+	$(BIN)/python -m more4d_backend info $(DEMO)/scene.safetensors
 endif
 	@echo "Look at $(DEMO): $(CAMERA:%=%.mp4) contact-sheet.png scene.safetensors"
 

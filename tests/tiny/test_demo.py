@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def generate_arguments(folder: Path, **variables: str) -> list[str]:
     """Return what `make demo` hands to `python -m more4d_backend`."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed here")
-    given = [f"{name}={value}" for name, value in {"DEMO": str(folder), **variables}.items()]
+    variables = {"DEMO": str(folder), "EMBEDDED": "there"} | variables
+    given = [f"{name}={value}" for name, value in variables.items()]
     printed = subprocess.run(
         ["make", "--dry-run", "--file", str(MAKEFILE), "demo", *given],
         cwd=MAKEFILE.parent, check=True, capture_output=True, text=True,
@@ -76,6 +78,24 @@ def test_the_demo_takes_any_picture_prompt_and_cameras(random_weights, tmp_path)
     assert main([*as_a_shell(arguments, **told), *TOY]) == 0
     assert (tmp_path / "demo" / "orbit-left.mp4").exists()
     assert (tmp_path / "demo" / "dolly-in.mp4").exists()
+
+
+def test_without_embedded_weights_the_demo_still_renders(tmp_path, capfd):
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed here")
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "venv" / ".headless").touch()
+    subprocess.run(
+        ["make", "--file", str(MAKEFILE), f"--old-file={tmp_path}/venv/.headless", "demo",
+         f"DEMO={tmp_path}/out", "EMBEDDED=", f"VENV={tmp_path}/venv"],
+        cwd=MAKEFILE.parent, check=True,
+    )  # fmt: skip
+    assert "embedded weights are not in this checkout" in capfd.readouterr().out
+    for name in ("orbit-left.mp4", "contact-sheet.png", "scene.safetensors"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
 
 
 def test_everything_that_moves_in_the_demos_picture_moves_visibly():
