@@ -21,6 +21,7 @@ from ..more4d_backend.camera_paths.edits import (
     reverse_path,
 )
 from ..more4d_backend.camera_paths.keyframes import (
+    CameraKeyframes,
     cameras_from_keyframes,
     keyframes_from_json,
 )
@@ -116,12 +117,12 @@ class More4DCameraKeyframes(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, keyframes: str | None = None) -> bool | str:
-        return refusal(keyframes_from_json, keyframes)
+        return refusal(_read_keyframes, keyframes)
 
     @classmethod
     def execute(cls, scene, keyframes, num_frames) -> io.NodeOutput:
         path = cameras_from_keyframes(
-            keyframes_from_json(keyframes),
+            _read_keyframes(keyframes),
             _input_view(scene),
             _frames(num_frames, scene),
             scene_scale=scene_scale(scene),
@@ -291,6 +292,10 @@ def frames_input(of_one: str = "49 for a scene of one frame") -> Any:
         "num_frames", default=0, min=0, max=10_000,
         tooltip=f"Frames of the path. 0: as many as the scene has; {of_one}.",
     )  # fmt: skip
+
+
+def _read_keyframes(text: str) -> CameraKeyframes:
+    return keyframes_from_json(text, "The text of the keyframes")
 
 
 def _frames(num_frames: int, scene: Scene4D) -> int:
