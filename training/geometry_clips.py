@@ -127,11 +127,22 @@ class BatchImages:
 def batch_images(batch: GeometryBatch) -> BatchImages:
     """Compute what `geo4d.modalities.modality_images` does, for all clips of a batch at once.
 
-    Clip by clip would take longer than a training step, because each waits for the device.
+    Clip by clip would take longer than a training step, because each waits for the device. Always
+    in float32: under autocast rays would be wrong by a pixel.
 
     Raises:
         SampleError: a clip has nothing valid.
     """
+    with exact(batch.depth):
+        return _batch_images(batch)
+
+
+def exact(like: Tensor) -> torch.autocast:
+    """Compute in the dtypes of the tensors inside, whatever autocast says outside."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _batch_images(batch: GeometryBatch) -> BatchImages:
     depth = batch.depth.where(batch.valid, 1.0)
     to_first = batch.world_to_camera[:, :1] @ invert_rigid(batch.world_to_camera)
     centers = pixel_centers(*depth.shape[-2:], device=depth.device, dtype=depth.dtype)

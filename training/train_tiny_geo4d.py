@@ -41,7 +41,7 @@ from .geo4d_objectives import (
     video_latents,
 )
 from .geo4d_quality import measured_quality
-from .geometry_clips import GeometryBatch, GeometryClip, stack_clips
+from .geometry_clips import GeometryBatch, GeometryClip, exact, stack_clips
 from .procedural_clips import ClipSettings, ProceduralClips
 from .run_errors import NotFiniteError
 
@@ -251,6 +251,8 @@ def varied(batch: GeometryBatch, generator: torch.Generator, *, mirrored: bool) 
     if mirrored:
         # x turns round: in the picture, and in the coordinates of every camera and the world.
         turn = batch.depth.new_tensor([-1.0, 1.0, 1.0, 1.0]).diag()
+        with exact(turn):
+            mirrored_poses = turn @ batch.world_to_camera @ turn
         intrinsics = batch.intrinsics.clone()
         intrinsics[..., 0, 2] = batch.depth.shape[-1] - intrinsics[..., 0, 2]
         batch = replace(
@@ -259,7 +261,7 @@ def varied(batch: GeometryBatch, generator: torch.Generator, *, mirrored: bool) 
             depth=batch.depth.flip(3),
             valid=batch.valid.flip(3),
             intrinsics=intrinsics,
-            world_to_camera=turn @ batch.world_to_camera @ turn,
+            world_to_camera=mirrored_poses,
         )
     device = batch.depth.device
     if torch.rand(1, generator=generator, device=device) < 0.5:

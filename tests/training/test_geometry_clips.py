@@ -36,6 +36,15 @@ def test_a_batch_has_the_images_that_the_backend_makes_of_each_clip(clips):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
+def test_geometry_is_exact_under_autocast_too(clips):
+    batch = stack_clips(clips)
+    expected = batch_images(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = batch_images(batch)
+    for name in ("points", "ray_directions", "ray_moments", "disparity"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
 def test_the_camera_turns_as_much_as_the_settings_say():
     for seed in range(6):
         clip = procedural_clip(seed, ClipSettings(size_hw=(16, 32), num_frames=33, samples=1))
