@@ -13,201 +13,37 @@ with. Everything is drawn from procedural seeds; no sample is stored.
 import copy
 import logging
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
-from more4d_backend.files import replacing
-from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
 from more4d_backend.strag.profile import OWN
 from more4d_backend.tiny.depth_network import DepthNetwork
 from more4d_backend.tiny.writing import fold_statistics, measured_statistics, write_embedded
-from more4d_backend.wan.latents import decode_video, encode_video, latent_statistics
+from more4d_backend.wan.latents import decode_video, encode_video
 from more4d_backend.wan.whole_clip import run_whole_clips
 from more4d_backend.weights.kinds import WeightKind
 
 from .averaging import ParameterAverage
-from .clip_pool import MOVES, ClipPool
+from .clip_pool import ClipPool
 from .export import export_weights
-from .generated import GeneratedBatches
-from .losses import divergence_loss
-from .networks import TINY_VAE_WIDTH
 from .pictures import draw_pictures
 from .procedural import PROCEDURAL_RECIPES
-from .run_errors import NotFiniteError
 from .samples import SampleSize
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from .tiny_loop import SEEDS_APART, Losses, TinyTraining, train_tiny
+from .tiny_vaes import TinyVaes
 
 _log = logging.getLogger(__name__)
 
-SEEDS_APART = 1_000_000
-"""The samples of training seed s begin at s times this."""
-_ADAPTER_WIDTH = 32
-_MOTION_WEIGHT = 2.0
-"""Of the error of motion, against that of colours."""
-_DIVERGENCE = 1e-5
-"""Weight of the latents' divergence from a normal distribution, per element."""
-_WARMUP_STEPS = 100
-_SAVE_EVERY = 1000
 _WHOLE_SHARE = 0.06
 """Of the updates: the last ones, on whole clips."""
-_START_LOG_VARIANCE = -8.0
-"""Of the latents. From 0, as layers start, noise would hide everything for a long time."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TinyTraining:
-    """How one of the embedded parts is trained."""
-
-    part: Literal["vae", "depth"]
-    """Which."""
-
-    output: Path = Path("runs/tiny")
-    """Folder for the weights."""
-
-    steps: int
-    """Updates."""
-
-    batch_size: int
-    """Samples of one update."""
-
-    learning_rate: float
-    """At its highest; it rises in a line and falls to nothing along half a cosine."""
-
-    seed: int = 1
-    """Of parameters and data."""
-
-    device: str = "cuda"
-    """Where."""
-
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the computation; parameters are float32."""
-
-    workers: int = 8
-    """Processes that draw samples."""
-
-    pool_size: int
-    """Samples that are drawn, before training."""
-
-    compile: bool = False
-    """Compile the VAEs. They are half again as quick after some minutes."""
-
-    ema_decay: float = 0.995
-    """Of the running mean of the parameters, which is what is written."""
-
-    def batches(self, *, first: int, count: int) -> GeneratedBatches:
-        """Draw `count` batches, from sample `first` of this training's seed on."""
-        return GeneratedBatches(
-            settings=PROCEDURAL_RECIPES["tiny"](),
-            first_seed=self.seed * SEEDS_APART + first,
-            batch_size=self.batch_size,
-            num_batches=count,
-            device=torch.device(self.device),
-            num_workers=self.workers,
-        )
-
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of the update after `step` updates."""
-        rise = min(1.0, (step + 1) / min(_WARMUP_STEPS, max(1, self.steps // 4)))
-        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-    def autocast(self) -> torch.autocast:
-        """Compute in bfloat16 inside, where the settings say so."""
-        device = torch.device(self.device).type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-Losses = Mapping[str, Tensor]
-"""Parts of a loss by name; `loss` is what is made small."""
 
 RECIPES = {
-    "vae": TinyTraining(
-        part="vae", steps=5200, batch_size=10, learning_rate=1.5e-3, pool_size=1500
-    ),
+    "vae": TinyTraining(part="vae", steps=5200, batch_size=10, learning_rate=1e-3, pool_size=1500),
     "depth": TinyTraining(
         part="depth", steps=6000, batch_size=32, learning_rate=2e-3, pool_size=16_000
     ),
 }
-
-
-class TinyVaes(nn.Module):
-    """One encoder, with a decoder for pictures and one for motion."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-        self.rgb = AutoencoderKLWan(base_dim=TINY_VAE_WIDTH)
-        with torch.no_grad():
-            outermost = self.rgb.get_submodule("quant_conv").get_parameter("bias")
-            outermost[self.rgb.config["z_dim"] :] = _START_LOG_VARIANCE
-        vae = copy.deepcopy(self.rgb)
-        vae.encoder, vae.quant_conv = self.rgb.encoder, self.rgb.quant_conv
-        encode = EncoderAdapter(_ADAPTER_WIDTH, normalize=False)
-        decode = DecoderAdapter(_ADAPTER_WIDTH, normalize=False)
-        self.motion = MotionVAE(vae, encode, decode, OWN.latents)
-
-    def losses(
-        self,
-        pictures: Float[Tensor, "clip 3 frame height width"],
-        motion: Float[Tensor, "crop 3 frame height width"],
-        *,
-        decoder: Literal["shared", "own"],
-        balanced: bool,
-    ) -> Losses:
-        """Send pictures (in [-1, 1]) and motion through and back.
-
-        From scratch a decoder of motion settles at no motion at all, because most places rest and
-        what moves goes either way. So motion begins as one more kind of picture with the decoder of
-        pictures (`shared`), from which its own decoder then starts (`split_decoders`). `balanced`
-        weighs what moves and what rests alike.
-        """
-        shown = self.motion.encoder_prompt(motion)
-        posterior = self.rgb.encode(torch.cat([pictures, shown]), return_dict=False)[0]
-        latent, felt = posterior.sample().split([len(pictures), len(motion)])
-        if decoder == "shared":
-            decoded = decode_own_units(self.rgb, torch.cat([latent, felt]))
-            seen, decoded_motion = decoded.split([len(pictures), len(motion)])
-            decoded_motion = self.motion.decoder_prompt(decoded_motion)
-        else:
-            seen = decode_own_units(self.rgb, latent)
-            decoded_motion = self.motion.decode(self.motion.standardize(felt))
-        colour = (seen - pictures).abs().mean()
-        error = (decoded_motion.float() - motion).abs()
-        moves = (motion.abs().amax((1, 2), keepdim=True) > MOVES).expand_as(error)
-        mover = error.mean()
-        if balanced:
-            mover = 0.5 * (error[moves].mean() + error[~moves].mean())
-        spread = divergence_loss(posterior.mean, posterior.logvar).mean() / latent[0].numel()
-        return {
-            "loss": colour + _MOTION_WEIGHT * mover + _DIVERGENCE * spread,
-            "colour": colour,
-            "R": error.mean() / motion.abs().mean(),
-            "R_moving": error[moves].mean() / motion.abs()[moves].mean(),
-        }
-
-    def split_decoders(self, average: ParameterAverage) -> None:
-        """Let the decoder of motion start from that of pictures, and its running mean with it."""
-        for part in ("decoder", "post_quant_conv"):
-            source = self.rgb.get_submodule(part)
-            self.motion.vae.get_submodule(part).load_state_dict(source.state_dict())
-            for name, _ in source.named_parameters():
-                mean = average.mean[f"rgb.{part}.{name}"]
-                average.mean[f"motion.vae.{part}.{name}"].copy_(mean)
-
-
-def decode_own_units(vae: "AutoencoderKLWan", latent: Tensor) -> Tensor:
-    """Decode latents as the VAE's posterior gives them, without clamping. Gradients flow."""
-    mean, std = latent_statistics(vae, latent.device)
-    return decode_video(vae, (latent - mean) / std, clamp=False)
 
 
 def train_vaes(training: TinyTraining) -> None:
@@ -236,12 +72,12 @@ def train_vaes(training: TinyTraining) -> None:
             pool.picture_crops(counts[0], size, generator),
             pool.motion_crops(counts[1], size, generator),
             decoder="shared" if step < split_step else "own",
-            balanced=step < split_step,
+            squared=step < split_step,
         )
 
     for vae in (model.rgb, model.motion.vae):
         run_whole_clips(vae, compiled=training.compile)
-    average = _train(model, losses, training, generator)
+    average = train_tiny(model, losses, training, generator)
     for vae in (model.rgb, model.motion.vae):
         run_whole_clips(vae)
     with torch.no_grad(), average.in_use(), training.autocast():
@@ -317,88 +153,10 @@ def train_depth(training: TinyTraining) -> None:
         field = (focal - focals[chosen]).abs().mean()
         return {"loss": shape + 0.1 * error.abs().mean() + field, "shape": shape, "focal": field}
 
-    average = _train(model, losses, training, generator)
+    average = train_tiny(model, losses, training, generator)
     recipe = f"training.train_tiny depth --steps {training.steps} --seed {training.seed}"
     with average.in_use():
         write_embedded("depth", model, folder=training.output, recipe=recipe)
-
-
-def _train(
-    model: nn.Module,
-    losses: Callable[[int, ParameterAverage], Losses],
-    training: TinyTraining,
-    generator: torch.Generator,
-) -> ParameterAverage:
-    """Train, or go on with what was begun; return the running mean of the parameters."""
-    parameters = dict(model.named_parameters())
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=training.learning_rate, weight_decay=1e-3, fused=True
-    )
-    average = ParameterAverage(parameters, training.ema_decay)
-    unfinished = _Unfinished(model, optimizer, average, generator)
-    path = training.output / f"{training.part}_unfinished.pt"
-    first = unfinished.read(path) if path.exists() else 0
-    start = time.perf_counter()
-    for step in range(first, training.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate_at(step)
-        with training.autocast():
-            parts = losses(step, average)
-        parts["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update()
-        done = step + 1
-        if step % 200 == 0 or done == training.steps:
-            seconds = time.perf_counter() - start
-            said = ", ".join(f"{name} {value.item():.4f}" for name, value in parts.items())
-            _log.info("step %d, %.0f s: %s, gradient %.2f", step, seconds, said, norm)
-            if not math.isfinite(parts["loss"].item() + norm.item()):
-                raise NotFiniteError(f"Loss or gradient is not finite at step {step}: {said}.")
-        if done % _SAVE_EVERY == 0 and done < training.steps:
-            unfinished.write(path, done)
-    path.unlink(missing_ok=True)
-    return average
-
-
-@dataclass(frozen=True, slots=True)
-class _Unfinished:
-    """What a training is continued from, in one file."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: ParameterAverage
-    generator: torch.Generator
-
-    def write(self, path: Path, step: int) -> None:
-        """Write everything as it is after `step` updates."""
-        state = {
-            "step": step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.mean,
-            "averaged_updates": self.average.num_updates,
-            "generator": self.generator.get_state(),
-            "random": torch.get_rng_state(),
-            "device_random": torch.cuda.get_rng_state_all(),
-        }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-
-    def read(self, path: Path) -> int:
-        """Take everything over, and return the number of updates done."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, mean in state["average"].items():
-            self.average.mean[name].copy_(mean)
-        self.average.num_updates = state["averaged_updates"]
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["random"])
-        torch.cuda.set_rng_state_all(state["device_random"])
-        _log.info("%s: %d updates are done", path, state["step"])
-        return state["step"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from training.clip_pool import ClipPool
+from training.samples import SampleSize
+
+SMALL = SampleSize(num_frames=5, height=16, width=16)
+
+
+@pytest.fixture
+def pool():
+    motion = torch.zeros(2, 3, 17, 48, 64)
+    ramp = torch.arange(17.0)[None, :, None, None]
+    motion[:, :, :, 20:24, 40:44] = torch.tensor([0.1, 0.2, -0.3]).view(3, 1, 1, 1) * ramp
+    video = torch.arange(17, dtype=torch.uint8).view(1, 1, 17, 1, 1).expand(2, 3, 17, 48, 64)
+    depth = torch.linspace(-1, 1, 64).expand(2, 3, 1, 48, 64)
+    return ClipPool(motion=motion.half(), video=video, depth_picture=depth.half())
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_crops_of_motion_hold_what_moves(pool):
+    crops = pool.motion_crops(40, SMALL, generator())
+    assert crops.shape == (40, 3, 5, 16, 16)
+    assert (crops.abs().amax((1, 2, 3, 4)) > 0).all()
+
+
+def test_crops_of_motion_begin_at_rest_and_keep_their_proportions(pool):
+    crops = pool.motion_crops(40, SMALL, generator())
+    assert not crops[:, :, 0].any()
+    size = crops.abs().amax((3, 4))
+    torch.testing.assert_close(size[:, 1, -1], 2 * size[:, 0, -1], atol=2e-3, rtol=0)
+    last = {round(v) for v in (size[:, 0, -1] * 10).tolist()}
+    assert last == {4, 8, 12}  # every first, second or third frame
+
+
+def test_crops_of_motion_go_every_way(pool):
+    crops = pool.motion_crops(64, SMALL, generator())
+    signs = {tuple(s) for s in crops[:, :, -1].sum((-1, -2)).sign().int().tolist()}
+    assert len(signs) == 8
+
+
+def test_a_quarter_of_the_pictures_is_still_depth(pool):
+    clips = pool.picture_crops(8, SMALL, generator())
+    still = (clips == clips[:, :, :1]).flatten(1).all(1)
+    assert still.tolist() == [True, True] + [False] * 6
+    assert clips.abs().max() <= 1
+
+
+def test_equal_seeds_cut_equal_parts(pool):
+    first, second = (pool.motion_crops(6, SMALL, generator(3)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, pool.motion_crops(6, SMALL, generator(4)))
+
+
+def test_whole_clips_come_whole(pool):
+    whole = SampleSize(num_frames=17, height=48, width=64)
+    crops = pool.motion_crops(3, whole, generator()).abs()
+    torch.testing.assert_close(
+        crops.sum((2, 3, 4)), pool.motion[:1].float().abs().sum((2, 3, 4)).expand(3, -1)
+    )

@@ -1,0 +1,137 @@
+"""The embedded parts are trained here on stand-in clips, a few updates long."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from more4d_backend.strag.profile import OWN
+from more4d_backend.weights.model_loading import load_motion_vae, load_wan_vae
+from training import tiny_loop, tiny_vaes, train_tiny
+from training.averaging import ParameterAverage
+from training.clip_pool import ClipPool
+from training.generated import GeneratedBatches
+from training.procedural import procedural_sample
+from training.procedural_settings import ProceduralSettings
+from training.samples import SampleSize
+from training.tiny_vaes import TinyVaes
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    monkeypatch.setattr(tiny_vaes, "TINY_VAE_WIDTH", 4)
+
+
+@pytest.fixture
+def pool():
+    generator = torch.Generator().manual_seed(0)
+    moves = torch.rand(3, 1, 1, 64, 64, generator=generator) > 0.8
+    motion = torch.randn(3, 3, 17, 1, 1, generator=generator) * moves * 0.3
+    motion[:, :, 0] = 0
+    video = torch.randint(0, 255, (3, 3, 17, 64, 64), dtype=torch.uint8, generator=generator)
+    depth = torch.rand(3, 3, 1, 64, 64, generator=generator)
+    return ClipPool(motion=motion.half(), video=video, depth_picture=depth.half())
+
+
+@pytest.fixture
+def training(monkeypatch, pool, tmp_path):
+    monkeypatch.setattr(ClipPool, "filled", classmethod(lambda _cls, _batches, _n: pool))
+    return replace(
+        train_tiny.RECIPES["vae"],
+        output=tmp_path,
+        steps=2,
+        device="cpu",
+        precision="fp32",
+        workers=0,
+    )
+
+
+def test_both_vaes_are_written_and_load(training):
+    train_tiny.train_vaes(training)
+    rgb = next(training.output.rglob("*wan_vae.safetensors"))
+    start = training.output / "motion_vae_start.safetensors"
+    assert load_wan_vae(rgb, dtype=torch.float32).config["base_dim"] == 4
+    motion_vae = load_motion_vae(start, OWN.latents, dtype=torch.float32)
+    assert motion_vae.decode(motion_vae.encode(torch.zeros(1, 3, 5, 16, 16))).isfinite().all()
+
+
+def test_latents_of_both_vaes_have_mean_zero_and_std_one(training, pool):
+    model = TinyVaes().eval()
+    with torch.no_grad():
+        train_tiny._fold_statistics(model, pool)
+        latents = [model.motion.encode(clip[None].float()) for clip in pool.motion]
+    rows = torch.cat(latents).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(rows.mean(1), torch.zeros(16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(rows.std(1), torch.ones(16), atol=1e-2, rtol=0)
+
+
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(training, monkeypatch, tmp_path):
+    monkeypatch.setattr(tiny_loop, "_SAVE_EVERY", 1)
+    train_tiny.train_vaes(training)
+    stopped = replace(training, output=tmp_path / "stopped")
+    update, count = ParameterAverage.update, 0
+
+    def failing(average):
+        nonlocal count
+        update(average)
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ParameterAverage, "update", failing)
+        with pytest.raises(KeyboardInterrupt):
+            train_tiny.train_vaes(stopped)
+    train_tiny.train_vaes(stopped)
+    name = "motion_vae_start.safetensors"
+    ended, continued = load_file(training.output / name), load_file(stopped.output / name)
+    assert ended.keys() == continued.keys()
+    assert all(torch.equal(ended[key], continued[key]) for key in ended)
+
+
+def test_signals_reach_the_latents_and_the_output_from_the_first_step_on():
+    torch.manual_seed(0)
+    model = TinyVaes().eval()
+    clips = torch.rand(4, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        means = model.rgb.encode(clips, return_dict=False)[0].mean
+        decoded = tiny_vaes.decode_own_units(model.rgb, means)
+    assert means.std(0).mean() > 0.02
+    assert decoded.std(0).mean() > 0.02
+
+
+def test_the_decoder_of_motion_starts_from_that_of_pictures():
+    model = TinyVaes()
+    average = ParameterAverage(dict(model.named_parameters()), 0.9)
+    with torch.no_grad():
+        for parameter in model.rgb.decoder.parameters():
+            parameter.add_(1.0)
+    average.update()
+    model.split_decoders(average)
+    for name, parameter in model.rgb.decoder.named_parameters():
+        assert torch.equal(parameter, model.motion.vae.decoder.get_parameter(name))
+        means = (average.mean[f"{side}.decoder.{name}"] for side in ("rgb", "motion.vae"))
+        assert torch.equal(*means)
+
+
+def test_generated_batches_are_the_samples_of_their_seeds():
+    size = SampleSize(num_frames=5, height=16, width=32)
+    settings = ProceduralSettings(size=size, novel_paths=(), samples=1)
+    batches = list(
+        GeneratedBatches(
+            settings=settings,
+            first_seed=7,
+            batch_size=2,
+            num_batches=2,
+            device=torch.device("cpu"),
+            num_workers=0,
+        )
+    )
+    assert [b.names for b in batches] == [
+        ("procedural-000000007", "procedural-000000008"),
+        ("procedural-000000009", "procedural-000000010"),
+    ]
+    sample = procedural_sample(9, settings)
+    assert torch.equal(batches[1].motion[0], sample.motion)
+    assert torch.equal(batches[1].video[0], sample.video)
