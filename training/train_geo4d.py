@@ -26,6 +26,7 @@ from .geo4d_objectives import DenoiserObjective, geometry_latents, video_latents
 from .geo4d_recipes import Geo4DConfig, parse_geo4d_config
 from .geometry_clips import GeometryBatch
 from .loop import TrainingRun
+from .settings import SettingsError
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ FILE_NAME = "geo4d.safetensors"
 def train(config: Geo4DConfig) -> Path:
     """Train, and return the path of the weights."""
     # 1. The run: devices, seeds, what to continue.
-    run = TrainingRun(config)  # pyright: ignore[reportArgumentType] (data of its own kind)
+    run = whole_run(config)
 
     # 2. The data.
     dataset = config.data.dataset(config.run.seed)
@@ -63,13 +64,25 @@ def train(config: Geo4DConfig) -> Path:
         )
 
     # 5. The weights.
-    path = run.output / FILE_NAME
-    with run.averaged():
-        state = run.state_of("")
-        if run.is_main:
-            write_trained(networks, state, path, run.export_dtype)
+    path = write_trained(run, networks)
     run.close()
     return path
+
+
+def whole_run(config: Geo4DConfig) -> TrainingRun:
+    """Start a run whose every rank holds all parameters: 23 GB with the optimiser at full size.
+
+    Raises:
+        SettingsError: launched so that parameters are split over ranks.
+    """
+    run = TrainingRun(config)  # pyright: ignore[reportArgumentType] (data of its own kind)
+    if run.is_sharded:
+        raise SettingsError(
+            "Geo4D's trainers keep all parameters on every rank, but were launched with FSDP or "
+            "DeepSpeed. Launch without; where memory is short, use --run.gradient-checkpointing "
+            "and smaller batches with --run.accumulation."
+        )
+    return run
 
 
 def networks_to_train(config: Geo4DConfig) -> Geo4DNetworks:
@@ -82,21 +95,26 @@ def networks_to_train(config: Geo4DConfig) -> Geo4DNetworks:
         return Geo4DNetworks(GEO4D_SIZES[config.size])
 
 
-def write_trained(
-    networks: Geo4DNetworks, trained: dict[str, Tensor], path: Path, dtype: torch.dtype
-) -> None:
-    """Write the networks with what was trained in the place of what they began with.
+def write_trained(run: TrainingRun, networks: Geo4DNetworks) -> Path:
+    """Write the networks with what was trained, or its running mean, in its place; on rank 0.
 
     Raises:
-        KeyError: something was trained that is no part of them.
+        KeyError: something was trained that is no part of the networks.
     """
+    path = run.output / FILE_NAME
+    if not run.is_main:
+        return path
+    with run.averaged():
+        trained = {name: t.detach().clone() for name, t in run.module.state_dict().items()}
     whole = networks.state_dict()
     strangers = trained.keys() - whole.keys()
     if strangers:
         raise KeyError(f"{sorted(strangers)[:5]} are no part of the networks.")
     networks.load_state_dict(whole | trained)
+    dtype = torch.bfloat16 if run.settings.export_precision == "bf16" else torch.float32
     save_geo4d(networks, path, dtype=dtype, metadata={"more4d_profile": "own"})
     _log.info("Wrote %s", path)
+    return path
 
 
 @torch.no_grad()

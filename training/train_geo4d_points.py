@@ -13,14 +13,13 @@ from pathlib import Path
 from .clip_loader import ClipLoader
 from .geo4d_objectives import PointDecoderObjective
 from .geo4d_recipes import Geo4DConfig, parse_geo4d_config
-from .loop import TrainingRun
-from .train_geo4d import FILE_NAME, networks_to_train, write_trained
+from .train_geo4d import networks_to_train, whole_run, write_trained
 
 
 def train(config: Geo4DConfig) -> Path:
     """Train, and return the path of the weights."""
     # 1. The run: devices, seeds, what to continue.
-    run = TrainingRun(config)  # pyright: ignore[reportArgumentType] (data of its own kind)
+    run = whole_run(config)
 
     # 2. The data.
     dataset = config.data.dataset(config.run.seed)
@@ -37,11 +36,7 @@ def train(config: Geo4DConfig) -> Path:
         run.update(batch, lambda p=points: run.objective(p))
 
     # 5. The weights.
-    path = run.output / FILE_NAME
-    with run.averaged():
-        state = run.state_of("")
-        if run.is_main:
-            write_trained(networks, state, path, run.export_dtype)
+    path = write_trained(run, networks)
     run.close()
     return path
 
