@@ -271,6 +271,12 @@ class ComfyHost:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
+    def processor_seconds(self) -> float:
+        """Return how long the server computed so far, on all cores together (Linux)."""
+        assert self.process is not None
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
     def get_bytes(self, path: str) -> bytes:
         """Return what is at a path."""
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:

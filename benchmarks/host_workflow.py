@@ -58,8 +58,11 @@ def main() -> None:
             for seed in range(options.repeats):
                 graph = Graph()
                 tiny_video(graph, num_frames=options.num_frames, seed=seed)
+                before = host.processor_seconds()
                 with host.listen() as listener:
                     runs.append(node_seconds(listener, host, graph.prompt(schemas)))
+                computed = (host.processor_seconds() - before) / options.cores
+                print(f"{computed:8.2f} s  computing on each core; the rest is waiting for others")
     for name, seconds in runs[0].items():
         print(f"{seconds:8.2f} s  {name}")
     whole = statistics.median(run["whole"] for run in runs)
