@@ -58,7 +58,7 @@ class Accuracy:
 
 
 def moving_cameras(world: SyntheticWorld, height: int, width: int) -> Cameras:
-    """An arc about the scene by a hand that sways, and trembles by 0.2 degrees from frame to frame."""
+    """An arc about the scene by a hand that sways, and trembles by 0.2 degrees per frame."""
     t = torch.linspace(0, 1, NUM_FRAMES, dtype=torch.float64)
     angle = t * math.radians(35)
     across = 2.2 * torch.sin(angle) + 0.15 * torch.sin(9 * t)

@@ -126,7 +126,7 @@ class WindowPrediction:
             "ray moments": None if self.rays is None else self.rays.moments,
         }
         for what, values in parts.items():
-            if values is None or values.sum(dtype=torch.float64).isfinite():
+            if values is None or values.sum(dtype=torch.float32).isfinite():
                 continue
             frame = int((~values.isfinite()).flatten(1).any(1).nonzero()[0])
             raise WindowError(

@@ -109,7 +109,7 @@ def _centers(directions: Tensor, moments: Tensor, given: Tensor) -> Tensor:
         right = einsum(weights, target, "... p, ... p i -> ... i")
         # The ridge keeps the depth of the centre at 0 where all rays are parallel.
         matrix = total * eye - outer + (1e-6 * total + _EPSILON) * eye
-        center = torch.linalg.solve(matrix.double(), right.double()).to(right)
+        center = torch.linalg.solve(matrix.cpu().double(), right.cpu().double()).to(right)
         residual = torch.linalg.cross(center[..., None, :].expand_as(directions), directions)
         weights = given * _robust((residual - moments).norm(dim=-1), given)
     return center
@@ -125,7 +125,7 @@ def _rotations(directions: Tensor, given: Tensor) -> Tensor:
         # Frames without any weight keep the identity.
         empty = (weights.sum(-1) <= _EPSILON)[..., None, None]
         eye = torch.eye(3, device=directions.device, dtype=directions.dtype)
-        u, _, vh = torch.linalg.svd(torch.where(empty, eye, covariance).double())
+        u, _, vh = torch.linalg.svd(torch.where(empty, eye, covariance).cpu().double())
         sign = torch.ones_like(u[..., 0])
         sign[..., 2] = torch.linalg.det(u) * torch.linalg.det(vh)  # refuse a mirrored solution
         rotation = (u @ (sign[..., None] * vh)).to(directions)

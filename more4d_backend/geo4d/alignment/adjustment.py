@@ -239,7 +239,7 @@ def _window_centers(samples: Samples) -> Float[Tensor, "window 3"]:
     weights = samples.weights
     total = weights.sum((1, 2)).clamp_min(1e-12)
     middle = einsum(weights, samples.points, "w f p, w f p i -> w i") / total[:, None]
-    return middle.double().cpu()
+    return middle.cpu().double()
 
 
 def _pivots_in_world(unknowns: Unknowns, pivots: Tensor) -> Float[Tensor, "window 3"]:

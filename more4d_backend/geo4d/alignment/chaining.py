@@ -156,7 +156,7 @@ def _links(samples: Samples, links: list[tuple[int, int]]) -> tuple[Tensor, Tens
     weights = (weights.sqrt() * inside[..., None]).flatten(1)
     scale, rotation, translation = robust_similarity(source, target, weights)
     shared = (weights > 0).sum(-1)
-    return (scale.double().cpu(), rotation.double().cpu(), translation.double().cpu(), shared.cpu())
+    return (scale.cpu().double(), rotation.cpu().double(), translation.cpu().double(), shared.cpu())
 
 
 def robust_similarity(

@@ -101,7 +101,7 @@ def fit_disparities(samples: Samples, unknowns: Unknowns) -> Unknowns:
     some = slice(None, None, max(1, known.shape[1] // _LINE_SAMPLES))
     scale, shift = fit_lines(predicted[:, some], known[:, some], weights[:, some])
     return replace(
-        unknowns, disparity_scale=scale.double().cpu(), disparity_shift=shift.double().cpu()
+        unknowns, disparity_scale=scale.cpu().double(), disparity_shift=shift.cpu().double()
     )
 
 

@@ -270,10 +270,10 @@ def _ray_cameras(
         there = (2 * rows + 1) * full[0] // (2 * height), (2 * columns + 1) * full[1] // (2 * width)
         weights = _ray_weights(window, *there, settings, device)
         cameras = cameras_from_rays(directions, moments, weights)
-        rotation[number, : window.num_frames] = cameras.rotation.double().cpu()
-        center[number, : window.num_frames] = cameras.center.double().cpu()
+        rotation[number, : window.num_frames] = cameras.rotation.cpu().double()
+        center[number, : window.num_frames] = cameras.center.cpu().double()
         full = window.rays.directions[0].to(device, torch.float32)
-        focal[number] = focal_from_rays(full).double().cpu()
+        focal[number] = focal_from_rays(full).cpu().double()
     return RayCameras(rotation=rotation, center=center), focal
 
 

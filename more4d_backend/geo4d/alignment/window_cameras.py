@@ -60,7 +60,7 @@ def find_window_cameras(samples: Samples) -> WindowCameras:
     points, weights = samples.points.flatten(0, 1), samples.weights.flatten(0, 1)
     for _ in range(_FINAL_STEPS):
         pose = _pnp_step(pose, points, weights, rays)
-    pose = pose.unflatten(0, (num_windows, num_frames)).double().cpu()
+    pose = pose.unflatten(0, (num_windows, num_frames)).cpu().double()
     return WindowCameras(focal_px=focal_px, window_to_camera=_orthogonal(pose))
 
 
