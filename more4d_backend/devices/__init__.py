@@ -326,6 +326,7 @@ def _reason(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error tells that memory ran out, on the device or on the host."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
