@@ -2,10 +2,23 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import camera, camera_files, depth, examples, geo4d, render, scene, strag, vism
+from . import (
+    camera,
+    camera_files,
+    depth,
+    examples,
+    geo4d,
+    render,
+    scene,
+    strag,
+    viewer,
+    vism,
+)
 from .wan_model import register_models
 
-_FAMILIES = (examples, depth, strag, geo4d, camera, camera_files, render, vism, scene)
+_FAMILIES = (
+    examples, depth, strag, geo4d, camera, camera_files, render, vism, scene, viewer,
+)  # fmt: skip
 
 
 class More4DExtension(ComfyExtension):

@@ -1,0 +1,51 @@
+// The viewer node's picture in the page.
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { ScenePanel } from "./scene_panel.js";
+
+const NODE = "More4DSceneViewer";
+const KEPT = "more4d_view"; // in node.properties: what to show again after a reload
+const SIZE = [560, 560];
+const LEAST_HEIGHT = 300;
+
+/** The page's addresses of the view files that a node says it wrote. */
+export function placesOf(written) {
+  const url = ({ filename, subfolder, type }) =>
+    api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+  return { half: url(written.half), full: url(written.full) };
+}
+
+app.registerExtension({
+  name: "more4d.viewer",
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) addViewer(node);
+  },
+});
+
+function addViewer(node) {
+  const panel = new ScenePanel();
+  const widget = node.addDOMWidget("view", "more4d_view", panel.element, {
+    serialize: false, hideOnZoom: false, getMinHeight: () => LEAST_HEIGHT });
+  widget.serialize = false;
+  node.more4dPanel = panel; // for tests, and other extensions
+  node.setSize?.(SIZE.map((size, i) => Math.max(size, node.size[i])));
+
+  const show = (written) => panel.load(placesOf(written));
+  const { onExecuted, onConfigure, onRemoved } = node;
+  node.onExecuted = function (output) {
+    onExecuted?.apply(this, arguments);
+    const written = output?.more4d_view?.[0];
+    if (!written) return;
+    node.properties[KEPT] = written;
+    show(written);
+  };
+  node.onConfigure = function () {
+    onConfigure?.apply(this, arguments);
+    if (node.properties[KEPT]) show(node.properties[KEPT]);
+  };
+  node.onRemoved = function () {
+    onRemoved?.apply(this, arguments);
+    panel.destroy();
+  };
+}

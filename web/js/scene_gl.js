@@ -1,0 +1,258 @@
+// The graphics card's part: points and lines of one scene, in one WebGL2 context.
+//
+// A point of size 1 covers the pixel that it falls on and the nearest wins, first point first: what
+// the renderer's mode "nearest" draws. Depth is stored as its logarithm, with equal relative
+// precision from 1e-5 to 1e5 times the scene's scale.
+
+/** The browser has no WebGL2, or will not give another context. */
+export class NoWebGLError extends Error {}
+
+const PROJECTION = `
+uniform mat4 u_world_to_camera;
+uniform vec2 u_focal;
+uniform vec2 u_principal;
+uniform vec2 u_size;
+uniform float u_scale;
+vec4 projected(vec3 seen) {
+  float z = seen.z;
+  vec2 pixel_z = u_focal * seen.xy + u_principal * z;
+  vec2 clip = 2.0 * pixel_z / u_size - z;
+  float depth = clamp(log2(max(z / u_scale, 1e-5)) / 16.7, -1.0, 1.0);
+  return vec4(clip.x, -clip.y, depth * z, z);
+}`;
+
+const POINT_VERTEX = `#version 300 es
+precision highp float;
+in vec3 a_position;
+in vec3 a_color;
+in float a_shown;
+uniform vec3 u_seen_center;
+uniform vec3 u_source_forward;
+uniform float u_source_size;
+uniform float u_fixed_size;
+uniform bool u_unseen;
+out vec3 v_color;
+flat out float v_size;
+${PROJECTION}
+void main() {
+  vec3 bent = (a_position - 32767.0) / 32768.0;
+  vec3 offset = bent / (1.0 - abs(bent)) * u_scale;
+  vec3 seen = mat3(u_world_to_camera) * offset + u_seen_center;
+  bool hidden = a_position.x > 65534.5 || seen.z <= 0.0 || (a_shown < 0.5 && !u_unseen);
+  gl_Position = hidden ? vec4(2.0, 2.0, 2.0, 1.0) : projected(seen);
+  float source_depth = max(abs(dot(u_source_forward, offset)), 1e-6);
+  float size = u_source_size * source_depth / max(seen.z, 1e-6);
+  v_size = u_fixed_size > 0.0 ? u_fixed_size : clamp(size, 1.0, 64.0);
+  gl_PointSize = v_size;
+  v_color = a_shown < 0.5 ? mix(a_color, vec3(1.0, 0.25, 0.1), 0.65) : a_color;
+}`;
+
+const POINT_FRAGMENT = `#version 300 es
+precision mediump float;
+in vec3 v_color;
+flat in float v_size;
+out vec4 color;
+void main() {
+  vec2 from_middle = gl_PointCoord - 0.5;
+  if (v_size > 5.0 && dot(from_middle, from_middle) > 0.25) discard;
+  color = vec4(v_color, 1.0);
+}`;
+
+const LINE_VERTEX = `#version 300 es
+precision highp float;
+in vec3 a_position;
+in vec4 a_color;
+out vec4 v_color;
+${PROJECTION}
+void main() {
+  gl_Position = projected((u_world_to_camera * vec4(a_position, 1.0)).xyz);
+  v_color = a_color;
+}`;
+
+const LINE_FRAGMENT = `#version 300 es
+precision mediump float;
+in vec4 v_color;
+out vec4 color;
+void main() { color = v_color; }`;
+
+export class SceneGL {
+  constructor(canvas) {
+    const gl = canvas.getContext("webgl2", { antialias: false, preserveDrawingBuffer: true });
+    if (!gl) throw new NoWebGLError("no WebGL2");
+    this.gl = gl;
+    this.points = program(gl, POINT_VERTEX, POINT_FRAGMENT);
+    this.lines = program(gl, LINE_VERTEX, LINE_FRAGMENT);
+    this.lineBuffer = gl.createBuffer();
+    this.buffers = [];
+    this.target = null;
+    gl.enable(gl.DEPTH_TEST);
+  }
+
+  /** Upload a scene, in place of the last one. */
+  setScene(scene) {
+    const { gl } = this;
+    this.buffers.forEach((buffer) => gl.deleteBuffer(buffer));
+    this.buffers = [scene.positions, scene.colors, scene.shown].map((values) => {
+      const buffer = gl.createBuffer();
+      gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
+      gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
+      return buffer;
+    });
+    this.scene = scene;
+    if (gl.getError() === gl.OUT_OF_MEMORY) throw new RangeError("graphics memory");
+  }
+
+  /** Start a picture of width x height on the canvas, or of a picture beside it. */
+  begin(width, height, background, beside = false) {
+    const { gl } = this;
+    gl.bindFramebuffer(gl.FRAMEBUFFER, beside ? this.besideTarget(width, height) : null);
+    gl.viewport(0, 0, width, height);
+    gl.clearColor(...background, 1);
+    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+  }
+
+  /** Draw the points of a frame. `fixedSize` in pixels, or 0: as large as their part of a surface. */
+  drawPoints(frame, camera, { fixedSize, relativeSize, unseen }) {
+    const { gl, scene, points } = this;
+    if (!scene?.numPoints) return;
+    gl.useProgram(points.id);
+    this.setCamera(points, camera);
+    const m = camera.worldToCamera;
+    const [x, y, z] = scene.center;
+    const row = (i) => m[i] * x + m[i + 1] * y + m[i + 2] * z + m[i + 3];
+    gl.uniform3f(points.u_seen_center, row(0), row(4), row(8));
+    const source = scene.cameras[0];
+    gl.uniform3f(points.u_source_forward, ...source.worldToCamera.slice(8, 11));
+    const spacing = (relativeSize * scene.stride * camera.fx) / source.fx;
+    gl.uniform1f(points.u_source_size, spacing);
+    gl.uniform1f(points.u_fixed_size, fixedSize);
+    gl.uniform1i(points.u_unseen, unseen ? 1 : 0);
+    const first = frame * scene.numPoints;
+    const color = scene.coloredFrames > 1 ? first : 0;
+    const [positions, colors, shown] = this.buffers;
+    attribute(gl, points.a_position, positions, 3, gl.UNSIGNED_SHORT, false, 6, 6 * first);
+    attribute(gl, points.a_color, colors, 3, gl.UNSIGNED_BYTE, true, 3, 3 * color);
+    attribute(gl, points.a_shown, shown, 1, gl.UNSIGNED_BYTE, false, 1, first);
+    gl.drawArrays(gl.POINTS, 0, scene.numPoints);
+  }
+
+  /** Draw segments: seven numbers a corner, x y z r g b a. */
+  drawLines(corners, camera) {
+    if (!corners.length) return;
+    const { gl, lines } = this;
+    gl.useProgram(lines.id);
+    this.setCamera(lines, camera);
+    gl.bindBuffer(gl.ARRAY_BUFFER, this.lineBuffer);
+    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(corners), gl.DYNAMIC_DRAW);
+    attribute(gl, lines.a_position, this.lineBuffer, 3, gl.FLOAT, false, 28, 0);
+    attribute(gl, lines.a_color, this.lineBuffer, 4, gl.FLOAT, false, 28, 12);
+    gl.enable(gl.BLEND);
+    gl.blendFuncSeparate(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
+    gl.drawArrays(gl.LINES, 0, corners.length / 7);
+    gl.disable(gl.BLEND);
+  }
+
+  /** Show the picture beside the canvas in a rectangle of it (from the top left). */
+  showBeside({ left, top, width, height }, canvasSize, background) {
+    const { gl, target } = this;
+    this.begin(canvasSize.width, canvasSize.height, background);
+    gl.bindFramebuffer(gl.READ_FRAMEBUFFER, target.framebuffer);
+    const bottom = canvasSize.height - top - height;
+    const filter = width > target.width ? gl.NEAREST : gl.LINEAR;
+    gl.blitFramebuffer(0, 0, target.width, target.height, left, bottom, left + width,
+      bottom + height, gl.COLOR_BUFFER_BIT, filter);
+    gl.bindFramebuffer(gl.READ_FRAMEBUFFER, null);
+  }
+
+  /** RGBA of the picture beside the canvas, the top row first. */
+  readBeside() {
+    const { gl, target } = this;
+    gl.bindFramebuffer(gl.FRAMEBUFFER, target.framebuffer);
+    const row = 4 * target.width;
+    const pixels = new Uint8Array(row * target.height);
+    gl.readPixels(0, 0, target.width, target.height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+    const upright = new Uint8ClampedArray(pixels.length);
+    for (let y = 0; y < target.height; y++)
+      upright.set(pixels.subarray(y * row, (y + 1) * row), (target.height - 1 - y) * row);
+    return new ImageData(upright, target.width, target.height);
+  }
+
+  /** Wait until everything is drawn. */
+  finish() {
+    this.gl.readPixels(0, 0, 1, 1, this.gl.RGBA, this.gl.UNSIGNED_BYTE, new Uint8Array(4));
+  }
+
+  /** Give all graphics memory back, at once. */
+  destroy() {
+    this.scene = null;
+    this.buffers = [];
+    this.gl.getExtension("WEBGL_lose_context")?.loseContext();
+  }
+
+  setCamera(where, camera) {
+    const { gl, scene } = this;
+    const m = camera.worldToCamera;
+    gl.uniformMatrix4fv(where.u_world_to_camera, true, m);
+    gl.uniform2f(where.u_focal, camera.fx, camera.fy);
+    gl.uniform2f(where.u_principal, camera.cx, camera.cy);
+    gl.uniform2f(where.u_size, camera.width, camera.height);
+    gl.uniform1f(where.u_scale, scene.scale);
+  }
+
+  besideTarget(width, height) {
+    const { gl } = this;
+    if (this.target?.width === width && this.target.height === height)
+      return this.target.framebuffer;
+    if (this.target) {
+      gl.deleteFramebuffer(this.target.framebuffer);
+      gl.deleteRenderbuffer(this.target.color);
+      gl.deleteRenderbuffer(this.target.depth);
+    }
+    const framebuffer = gl.createFramebuffer();
+    gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
+    const store = (format, place) => {
+      const buffer = gl.createRenderbuffer();
+      gl.bindRenderbuffer(gl.RENDERBUFFER, buffer);
+      gl.renderbufferStorage(gl.RENDERBUFFER, format, width, height);
+      gl.framebufferRenderbuffer(gl.FRAMEBUFFER, place, gl.RENDERBUFFER, buffer);
+      return buffer;
+    };
+    const color = store(gl.RGBA8, gl.COLOR_ATTACHMENT0);
+    const depth = store(gl.DEPTH_COMPONENT32F, gl.DEPTH_ATTACHMENT);
+    this.target = { framebuffer, color, depth, width, height };
+    return framebuffer;
+  }
+}
+
+function attribute(gl, place, buffer, size, type, normalized, stride, offset) {
+  if (place < 0) return;
+  gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
+  gl.enableVertexAttribArray(place);
+  gl.vertexAttribPointer(place, size, type, normalized, stride, offset);
+}
+
+function program(gl, vertex, fragment) {
+  const id = gl.createProgram();
+  for (const [kind, source] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
+    const shader = gl.createShader(kind);
+    gl.shaderSource(shader, source);
+    gl.compileShader(shader);
+    gl.attachShader(id, shader);
+    if (!gl.getShaderParameter(shader, gl.COMPILE_STATUS) && !gl.isContextLost())
+      throw new NoWebGLError(gl.getShaderInfoLog(shader));
+  }
+  gl.linkProgram(id);
+  const places = { id };
+  const uniforms = gl.getProgramParameter(id, gl.ACTIVE_UNIFORMS) ?? 0;
+  for (let i = 0; i < uniforms; i++) {
+    const { name } = gl.getActiveUniform(id, i);
+    places[name] = gl.getUniformLocation(id, name);
+  }
+  const attributes = gl.getProgramParameter(id, gl.ACTIVE_ATTRIBUTES) ?? 0;
+  for (let i = 0; i < attributes; i++) {
+    const { name } = gl.getActiveAttrib(id, i);
+    places[name] = gl.getAttribLocation(id, name);
+  }
+  return places;
+}
