@@ -11,7 +11,8 @@ Schemas = dict[str, Any]
 
 _COLUMN_GAP, _ROW_GAP, _TITLE = 60, 70, 40
 _SLOT, _WIDGET, _TEXT = 22, 30, 130
-_WIDTH = 320
+_WIDTH, _NOTE_WIDTH = 320, 480
+_WITH_PICTURE = ("LoadImage", "LoadVideo", "SaveVideo", "PreviewImage")
 NOTE = "MarkdownNote"
 """Node type of the page itself, which the server does not know."""
 
@@ -227,9 +228,10 @@ def _page_node(node: Node, schemas: Schemas) -> dict[str, Any]:
         entry["title"] = node.title
     if node.type == NOTE:
         text = node.inputs["text"]
-        lines = sum(1 + len(line) // 48 for line in text.splitlines())
-        entry |= {"properties": {}, "widgets_values": [text], "color": "#432", "bgcolor": "#653"}
-        entry["size"] = [_WIDTH, 60 + 24 * lines]
+        lines = sum(1 + len(line) // 66 for line in text.splitlines())
+        # On the page's own brown for notes, its blue for code cannot be read.
+        entry |= {"properties": {}, "widgets_values": [text], "color": "#222", "bgcolor": "#000"}
+        entry["size"] = [_NOTE_WIDTH, 60 + 24 * lines]
         return entry
     definitions = input_definitions(schemas, node.type)
     if unknown := set(node.inputs) - set(definitions):
@@ -261,7 +263,7 @@ def _page_node(node: Node, schemas: Schemas) -> dict[str, Any]:
     entry["widgets_values"] = values
     long_texts = sum(1 for _, options, _ in definitions.values() if options.get("multiline"))
     slots = max(len(sockets), len(entry["outputs"]))
-    picture = 260 if node.type in ("LoadImage", "SaveVideo", "PreviewImage") else 0
+    picture = 260 if node.type in _WITH_PICTURE else 0
     height = _TITLE + _SLOT * slots + _WIDGET * len(widgets) + _TEXT * long_texts + picture
     entry["size"] = [_WIDTH, height]
     return entry
@@ -284,7 +286,7 @@ def _place(graph: Graph, nodes: dict[int, dict[str, Any]]) -> None:
         for node in members:
             nodes[node.id]["pos"] = [x, y]
             y += nodes[node.id]["size"][1] + _ROW_GAP
-        x += (_WIDTH if members else 0) + _COLUMN_GAP
+        x += max((nodes[n.id]["size"][0] for n in members), default=0) + _COLUMN_GAP
 
 
 def _groups(graph: Graph, nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:

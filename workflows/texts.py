@@ -48,7 +48,7 @@ python -m more4d_backend weights convert FOLDER_WITH_BOTH geo4d.safetensors
 The rest as in *image-to-4d-video*, without 4D-STraG and the motion VAE. The embedded Geo4D knows \
 drawn scenes only.
 """,
-    "cameras": """**One scene, many cameras.** Choose a scene that Save Scene wrote (or one in \
+    "cameras": """**One scene, many cameras.** Choose a scene that Save 4D Scene wrote (or one in \
 the input folder; R reloads the list). Holes stay black here: white in the mask output is what \
 4D-ViSM would fill.
 """,

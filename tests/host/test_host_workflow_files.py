@@ -62,7 +62,8 @@ def test_a_file_fits_the_nodes_of_the_host(schemas, path):
         }
         assert required <= linked, f"{node['type']} lacks {required - linked}"
         shown = [o["name"] for o in node["outputs"]]
-        assert shown == schemas[node["type"]]["output_name"], node["type"]
+        # Links go by place, and a newer host may have more outputs.
+        assert shown == schemas[node["type"]]["output_name"][: len(shown)], node["type"]
         check_values(node, definitions)
 
 
