@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     camera,
+    camera_editor,
     camera_files,
     depth,
     examples,
@@ -17,7 +18,7 @@ from . import (
 from .wan_model import register_models
 
 _FAMILIES = (
-    examples, depth, strag, geo4d, camera, camera_files, render, vism, scene, viewer,
+    examples, depth, strag, geo4d, camera, camera_editor, camera_files, render, vism, scene, viewer,
 )  # fmt: skip
 
 

@@ -117,17 +117,11 @@ class More4DCameraKeyframes(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, keyframes: str | None = None) -> bool | str:
-        return refusal(_read_keyframes, keyframes)
+        return refusal(read_keyframes, keyframes)
 
     @classmethod
     def execute(cls, scene, keyframes, num_frames) -> io.NodeOutput:
-        path = cameras_from_keyframes(
-            _read_keyframes(keyframes),
-            _input_view(scene),
-            _frames(num_frames, scene),
-            scene_scale=scene_scale(scene),
-        )
-        return io.NodeOutput(path)
+        return io.NodeOutput(keyframe_path(scene, keyframes, num_frames))
 
 
 class More4DCameraCombine(io.ComfyNode):
@@ -294,8 +288,19 @@ def frames_input(of_one: str = "49 for a scene of one frame") -> Any:
     )  # fmt: skip
 
 
-def _read_keyframes(text: str) -> CameraKeyframes:
+def read_keyframes(text: str) -> CameraKeyframes:
+    """Read the JSON text of a node; errors call it what it is there."""
     return keyframes_from_json(text, "The text of the keyframes")
+
+
+def keyframe_path(scene: Scene4D, keyframes: str, num_frames: int) -> Cameras:
+    """Return the path through the keyframes of a JSON text; 0 frames as `frames_input` says."""
+    return cameras_from_keyframes(
+        read_keyframes(keyframes),
+        _input_view(scene),
+        _frames(num_frames, scene),
+        scene_scale=scene_scale(scene),
+    )
 
 
 def _frames(num_frames: int, scene: Scene4D) -> int:

@@ -49,7 +49,11 @@ export function parseDocument(text) {
 }
 
 export function formatDocument(document) {
-  return `${JSON.stringify(document, null, 2)}\n`;
+  const spread = JSON.stringify(document, null, 2);
+  // Numbers of an array on one line. No string of the text has a line break in it.
+  const short = spread.replace(/\[\n[\s\d.,eE+-]+\]/g, (numbers) => (
+    numbers.replace(/\s+/g, " ").replace("[ ", "[").replace(" ]", "]")));
+  return `${short}\n`;
 }
 
 function checkDocument(value) {
@@ -191,6 +195,29 @@ function slerp(start, end, fraction) {
 function unit(vector) {
   const length = Math.hypot(...vector);
   return vector.map((x) => x / length);
+}
+
+/** A rotation as angles in degrees: first roll (clockwise), then pitch (up), then yaw (right). */
+export function anglesOf(quaternion_wxyz) {
+  const [w, x, y, z] = unit(quaternion_wxyz);
+  const degrees = (sine, cosine) => (Math.atan2(sine, cosine) * 180) / Math.PI;
+  const forward = [2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)];
+  const level = Math.hypot(forward[0], forward[2]);
+  const pitch = degrees(-forward[1], level);
+  if (level < 1e-6) { // straight up or down: yaw and roll are one turn
+    return { yaw: degrees(-2 * (x * z - w * y), 1 - 2 * (y * y + z * z)), pitch, roll: 0 };
+  }
+  const roll = degrees(2 * (x * y + w * z), 1 - 2 * (x * x + z * z));
+  return { yaw: degrees(forward[0], forward[2]), pitch, roll };
+}
+
+/** Inverse of `anglesOf`. */
+export function quaternionOf({ yaw, pitch, roll }) {
+  const half = (degrees) => (degrees * Math.PI) / 360;
+  const turned = (angle) => [Math.cos(half(angle)), Math.sin(half(angle))];
+  const [[cy, sy], [cp, sp], [cr, sr]] = [turned(yaw), turned(pitch), turned(roll)];
+  const [w, x, y, z] = [cy * cp, cy * sp, sy * cp, -sy * sp];
+  return [w * cr - z * sr, x * cr + y * sr, y * cr - x * sr, z * cr + w * sr];
 }
 
 // Edits. Each returns {keyframes, selected} and leaves its argument alone.

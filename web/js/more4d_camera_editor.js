@@ -1,0 +1,131 @@
+// Puts the camera editor on its node. The host's page imports this file.
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { CameraEditor } from "./camera_editor.js";
+
+const NODE = "More4DCameraEditor";
+const SIZE = [660, 860];
+const LEAST_HEIGHT = 480;
+const VIEW = "more4d_view"; // properties of the node: what it shows, for after a reload
+const SHOWN = "more4d_editor";
+
+let presets = null; // one request for all editors of a page
+
+async function answerOf(route) {
+  const answer = await api.fetchApi(route);
+  if (answer.ok) return answer.json();
+  const isOurs = answer.headers.get("content-type")?.includes("json");
+  const reason = isOurs ? (await answer.json()).error : `${answer.status} ${answer.statusText}`;
+  throw new Error(reason);
+}
+
+function getPresets() {
+  presets ??= answerOf("/more4d/camera_presets").catch((error) => {
+    presets = null; // the next editor asks again
+    throw error;
+  });
+  return presets;
+}
+
+function getPreset(node, name, amplitude) {
+  const mean = node.properties[SHOWN]?.mean_point ?? [0, 0, 1];
+  const asked = new URLSearchParams({ amplitude, mean_point: mean.join(",") });
+  return answerOf(`/more4d/camera_presets/${encodeURIComponent(name)}?${asked}`);
+}
+
+function addStyles() {
+  const href = new URL("../css/camera_editor.css", import.meta.url).href;
+  if (document.querySelector(`link[href="${href}"]`)) return;
+  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
+}
+
+/** The text stays the widget of the node, but the editor is what one sees. */
+function hide(widget) {
+  widget.hidden = true;
+  widget.options.hidden = true; // Nodes 2.0 reads this one
+}
+
+function isConnected(node, name) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  return slot >= 0 && Boolean(node.isInputConnected?.(slot));
+}
+
+/** How many frames the path has, 0: as many as the scene. Through a wire: as many as it had. */
+function numFramesOf(node) {
+  if (isConnected(node, "num_frames")) return node.properties[SHOWN]?.num_frames ?? 0;
+  return node.widgets.find((widget) => widget.name === "num_frames")?.value ?? 0;
+}
+
+/** Run this node and what it needs, not the whole workflow. */
+function runNode(node) {
+  app.canvas.selectNode?.(node, false);
+  app.extensionManager.command.execute("Comfy.QueueSelectedOutputNodes");
+}
+
+function addEditor(node) {
+  const keyframes = node.widgets.find((widget) => widget.name === "keyframes");
+  hide(keyframes);
+  const editor = new CameraEditor({
+    getText: () => keyframes.value,
+    setText: (value) => {
+      keyframes.value = value;
+      keyframes.callback?.(value);
+    },
+    edited: () => { // for the host's own undo, and its mark of what is not saved
+      app.canvas?.emitBeforeChange?.();
+      app.canvas?.emitAfterChange?.();
+    },
+    getNumFrames: () => numFramesOf(node),
+    getPresets,
+    getPreset: (name, amplitude) => getPreset(node, name, amplitude),
+    runNode: () => runNode(node),
+  });
+  const widget = node.addDOMWidget("editor", "more4d_camera_editor", editor.element, {
+    serialize: false, hideOnZoom: false, getMinHeight: () => LEAST_HEIGHT,
+  });
+  widget.serialize = false;
+  node.setSize(SIZE.map((size, i) => Math.max(size, node.size[i])));
+  node.more4dEditor = editor; // for tests, and other extensions
+  return editor;
+}
+
+const url = ({ filename, subfolder, type }) => (
+  api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
+);
+
+function connect(node, editor) {
+  let shown = ""; // a run after an edit of the path says the same places again
+  const show = () => {
+    const written = node.properties[VIEW];
+    const now = JSON.stringify(written);
+    if (!written || (now === shown && editor.scene)) return;
+    shown = now;
+    editor.load({ half: url(written.half), full: url(written.full) });
+  };
+  const { onExecuted, onConfigure, onRemoved } = node;
+  node.onExecuted = function (output) {
+    onExecuted?.apply(this, arguments);
+    if (!output?.[VIEW]?.[0]) return;
+    for (const key of [VIEW, SHOWN]) node.properties[key] = output[key]?.[0];
+    show();
+  };
+  node.onConfigure = function () {
+    onConfigure?.apply(this, arguments);
+    editor.reset();
+    show();
+  };
+  node.onRemoved = function () {
+    onRemoved?.apply(this, arguments);
+    editor.destroy();
+  };
+}
+
+app.registerExtension({
+  name: "more4d.camera_editor",
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    addStyles();
+    connect(node, addEditor(node));
+  },
+});
