@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from more4d_backend.geo4d.modalities import DISPARITY, POINTS, RAY_DIRECTIONS, RAY_MOMENTS
@@ -153,13 +153,23 @@ class DenoiserObjective(nn.Module):
         Of modalities that do not count the network is shown nothing but noise.
         """
         counts = weights.of_channels(clean)
-        shown = clean * (counts > 0)[:, None, None, None]
-        target = noised(shown, noise, timestep)
+        error = self.errors(clean, video, noise, timestep, counts > 0)
+        return (error * counts).sum(1) / counts.sum()
+
+    def errors(
+        self,
+        clean: Float[Tensor, "window 16 frame height width"],
+        video: Float[Tensor, "window 4 frame height width"],
+        noise: Float[Tensor, "window 16 frame height width"],
+        timestep: Int[Tensor, " window"],
+        shown: Bool[Tensor, " channel"],
+    ) -> Float[Tensor, "window channel"]:
+        """Return the mean squared error of the velocity, where only some channels are shown."""
+        target = noised(clean * shown[:, None, None, None], noise, timestep)
         rates = torch.full_like(timestep, DEFAULT_FPS)
         inputs = torch.cat([target.noisy, video], dim=1)
         velocity = self.unet(inputs, timestep, self.context, rates).float()
-        error = reduce((velocity - target.velocity).square(), "n c f h w -> n c", "mean")
-        return (error * counts).sum(1) / counts.sum()
+        return reduce((velocity - target.velocity).square(), "n c f h w -> n c", "mean")
 
 
 @torch.no_grad()
