@@ -11,7 +11,8 @@ import { EditHistory } from "./edit_history.js";
 import { KeyframeControls } from "./keyframe_controls.js";
 import { KeyframeTrack } from "./keyframe_track.js";
 import { PathPreview } from "./path_preview.js";
-import { ScenePanel, make } from "./scene_panel.js";
+import { addStyle, make } from "./panel_parts.js";
+import { ScenePanel } from "./scene_panel.js";
 import { text } from "./texts.js";
 
 const AXES = ["x", "y", "z"];
@@ -28,6 +29,7 @@ export class CameraEditor {
    */
   constructor(host) {
     this.host = host;
+    addStyle("camera_editor");
     this.selected = 0;
     this.time = 0;
     this.history = new EditHistory();
@@ -52,12 +54,12 @@ export class CameraEditor {
       onFrame: (frame) => this.frameShown(frame),
       onCamera: () => this.preview?.update(),
       onScene: () => this.show(),
+      onOptions: () => this.preview?.update(),
     });
     this.preview = new PathPreview(this.panel);
     this.element = this.panel.element;
     this.element.classList.add("more4d-camera-editor");
     this.element.addEventListener("keydown", (event) => this.key(event));
-    this.element.addEventListener("change", () => this.preview.update());
     this.placeTrack();
     this.panel.canvas.addEventListener("pointerdown", (event) => { this.pressed = event; });
     this.panel.canvas.addEventListener("click", (event) => this.pick(event));
@@ -306,7 +308,14 @@ export class CameraEditor {
   async usePreset(name, amplitude) {
     try {
       const { keyframes, scene_scale } = await this.host.getPreset(name, amplitude);
-      this.edit({ keyframes, selected: 0 }, { scene_scale });
+      const short = keyframes.map((keyframe) => ({
+        ...keyframe,
+        time: rounded(keyframe.time),
+        position: keyframe.position.map(rounded),
+        quaternion_wxyz: keyframe.quaternion_wxyz.map(rounded),
+        zoom: limitedZoom(keyframe.zoom),
+      }));
+      this.edit({ keyframes: short, selected: 0 }, { scene_scale });
       this.seek(0);
     } catch (error) {
       this.error.textContent = text("editor.noPresets", { reason: error.message });
@@ -330,6 +339,7 @@ export class CameraEditor {
       if (next >= 0 && next < this.keyframes.length) this.select(next);
     } else return;
     event.preventDefault();
+    event.stopPropagation();
   }
 
   /** A click, not a drag, on a keyframe's camera selects it. */

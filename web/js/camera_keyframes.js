@@ -48,12 +48,20 @@ export function parseDocument(text) {
   return checkDocument(value);
 }
 
+/** Write a document as text, a keyframe a line. */
 export function formatDocument(document) {
-  const spread = JSON.stringify(document, null, 2);
-  // Numbers of an array on one line. No string of the text has a line break in it.
-  const short = spread.replace(/\[\n[\s\d.,eE+-]+\]/g, (numbers) => (
-    numbers.replace(/\s+/g, " ").replace("[ ", "[").replace(" ]", "]")));
-  return `${short}\n`;
+  const fields = Object.entries(document).filter(([, value]) => value !== undefined);
+  const lines = fields.map(([name, value]) => {
+    const shown = name === "keyframes" ? `[\n    ${value.map(inLine).join(",\n    ")}\n  ]` : inLine(value);
+    return `  ${JSON.stringify(name)}: ${shown}`;
+  });
+  return `{\n${lines.join(",\n")}\n}\n`;
+}
+
+/** JSON in one line, with spaces. Line breaks of JSON text are never in its strings. */
+function inLine(value) {
+  return JSON.stringify(value, null, 1)
+    .replace(/([[{])\n\s*/g, "$1").replace(/\n\s*([\]}])/g, "$1").replace(/,\n\s*/g, ", ");
 }
 
 function checkDocument(value) {

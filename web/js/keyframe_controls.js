@@ -2,7 +2,7 @@
 // the editor gives them what to show and hears what was asked for.
 
 import { EASES } from "./camera_keyframes.js";
-import { make } from "./scene_panel.js";
+import { make } from "./panel_parts.js";
 import { text } from "./texts.js";
 
 const ACTIONS = ["add", "set", "go", "delete", "earlier", "later", "undo", "redo"];

@@ -1,6 +1,6 @@
 // The keyframes as marks on a line below the slider of frames.
 
-import { make } from "./scene_panel.js";
+import { make } from "./panel_parts.js";
 import { text } from "./texts.js";
 
 const CLICK_PX = 3; // a pointer that moves less has not dragged

@@ -34,12 +34,6 @@ function getPreset(node, name, amplitude) {
   return answerOf(`/more4d/camera_presets/${encodeURIComponent(name)}?${asked}`);
 }
 
-function addStyles() {
-  const href = new URL("../css/camera_editor.css", import.meta.url).href;
-  if (document.querySelector(`link[href="${href}"]`)) return;
-  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
-}
-
 /** The text stays the widget of the node, but the editor is what one sees. */
 function hide(widget) {
   widget.hidden = true;
@@ -125,7 +119,6 @@ app.registerExtension({
   name: "more4d.camera_editor",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
-    addStyles();
     connect(node, addEditor(node));
   },
 });

@@ -1,8 +1,8 @@
-// A small picture beside the free view: what the path's camera sees at the playhead, as the
-// renderer's mode "nearest" draws it. A click looks through that camera.
+// A small picture beside the free view: what the path's camera sees at the playhead. A click
+// looks through that camera, in its own size.
 
 import { resized } from "./camera_math.js";
-import { make } from "./scene_panel.js";
+import { make } from "./panel_parts.js";
 import { text } from "./texts.js";
 
 const LARGEST_PX = 480; // of its width; a larger camera is drawn in a smaller size
@@ -36,9 +36,10 @@ export class PathPreview {
     this.element.hidden = !isShown;
     if (!isShown || view.graphics.gl.isContextLost()) return;
     const camera = view.pathCamera;
-    const scale = Math.min(1, LARGEST_PX / camera.width);
-    const [width, height] = [camera.width, camera.height].map((size) => Math.round(size * scale));
-    const picture = view.pictureOf(scale < 1 ? resized(camera, width, height) : camera);
+    // In steps of the points there are: at half the density, half the size has no gaps.
+    const scale = Math.min(1 / view.scene.stride, LARGEST_PX / camera.width);
+    const [width, height] = [camera.width, camera.height].map((size) => Math.ceil(size * scale));
+    const picture = view.pictureOf(resized(camera, width, height));
     Object.assign(this.canvas, { width: picture.width, height: picture.height });
     this.canvas.getContext("2d").putImageData(picture, 0, 0);
     const values = { frame: view.frame + 1, frames: view.numFrames };
