@@ -62,7 +62,8 @@ class More4DCameraEditor(io.ComfyNode):
                 io.String.Input(
                     "keyframes", multiline=True, default=_NEW_DOCUMENT, socketless=True,
                     tooltip="The path as JSON, as Camera Keyframes takes it. The editor writes it; "
-                    "paste it from elsewhere, too. Positions are in units of scene_scale.",
+                    "paste it from elsewhere, too. scene_scale is the median depth of the scene "
+                    "where the positions were set.",
                 ),
                 frames_input(),
             ],
