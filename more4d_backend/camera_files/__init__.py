@@ -159,8 +159,9 @@ def guess_camera_format(path: str | os.PathLike[str]) -> str:
         guess = guess_text_format(path)
     if guess is None:
         raise FileFormatError(
-            f"{path.name} is not a camera file of a known format. Known: "
+            f"{path} is not a camera file of a known format. Known: "
             + "; ".join(f"{name} ({f.description})" for name, f in CAMERA_FORMATS.items())
+            + "."
         )
     return guess
 

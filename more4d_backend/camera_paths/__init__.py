@@ -8,6 +8,7 @@ The movements are in `camera_paths/presets.py`, the reference's five formulas in
 import difflib
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,8 +46,9 @@ class PathSettings:
     """Point to turn around and to look at, in the axes of the input view. None: the point on the
     optical axis at `pivot_distance` (for the reference's paths, `mean_point(scene)`)."""
 
-    ease: str = "linear"
-    """`linear`, `in` (starts slowly), `out` (ends slowly) or `in-out`."""
+    ease: str | None = None
+    """`linear`, `in` (starts slowly), `out` (ends slowly) or `in-out`. None: linear; of our
+    movements in `sources.path_from`, in-out."""
 
     loop: bool = False
     """Ends one frame before it would be back at the start, so that the video repeats seamlessly.
@@ -56,7 +58,8 @@ class PathSettings:
     """Chooses the movement of `handheld`."""
 
     def __post_init__(self) -> None:
-        check_ease(self.ease)
+        if self.ease is not None:
+            check_ease(self.ease)
         for name, value in (("amplitude", self.amplitude), ("angle_deg", self.angle_deg)):
             if value is not None and not math.isfinite(value):
                 raise CameraPathError(f"{name} is {value}; expected a finite number.")
@@ -67,6 +70,19 @@ class PathSettings:
             )
         if self.pivot is not None and not all(map(math.isfinite, self.pivot)):
             raise CameraPathError(f"pivot is {self.pivot}; expected three finite numbers.")
+
+
+def warn_without_effect(settings: PathSettings, names: Sequence[str], path: str) -> None:
+    """Log which of the named settings were set, though `path` ("camera path x") ignores them."""
+    is_set = {
+        "amplitude": settings.amplitude != 1,
+        "angle_deg": settings.angle_deg is not None,
+        "ease": settings.ease not in (None, "linear"),
+        "loop": settings.loop,
+    }
+    for name in names:
+        if is_set[name]:
+            _log.warning("%s has no effect on the %s.", name, path)
 
 
 def path_descriptions() -> dict[str, str]:
@@ -118,8 +134,8 @@ def make_path(
     if name in REFERENCE_PATHS:
         return _reference_path(name, start, num_frames, settings)
     preset = CAMERA_PRESETS[name]
-    if settings.angle_deg is not None and preset.angle_deg is None:
-        _log.warning("angle_deg has no effect on the camera path %s, which has no angle.", name)
+    if preset.angle_deg is None:
+        warn_without_effect(settings, ("angle_deg",), f"camera path {name}, which has no angle")
     shape = preset.shape(_move(preset, _progress(preset, num_frames, settings), settings))
     world_to_camera = invert_rigid(shape.camera_to_start) @ start.world_to_camera.cpu().double()
     intrinsics = start.intrinsics.cpu().double().repeat(num_frames, 1, 1)
@@ -196,7 +212,7 @@ def _progress(
         time = frame / num_frames
         if not _closes(preset, settings):
             time = 1 - (1 - 2 * time).abs()
-    return EASES[settings.ease](time)
+    return EASES[settings.ease or "linear"](time)
 
 
 def _closes(preset: CameraPreset, settings: PathSettings) -> bool:
@@ -230,9 +246,8 @@ def _distance_and_pivot(settings: PathSettings) -> tuple[float, Float[Tensor, "3
 
 def _reference_path(name: str, start: Cameras, num_frames: int, settings: PathSettings) -> Cameras:
     """A formula of the reference, which knows neither amplitude nor ease."""
-    for field in ("amplitude", "angle_deg", "ease", "loop"):
-        if getattr(settings, field) != getattr(PathSettings(), field):
-            _log.warning("%s has no effect on the camera path %s, a fixed formula.", field, name)
+    fixed = ("amplitude", "angle_deg", "ease", "loop")
+    warn_without_effect(settings, fixed, f"camera path {name}, a fixed formula")
     camera_to_start = REFERENCE_PATHS[name](_distance_and_pivot(settings)[1], num_frames)
     world_to_camera = invert_rigid(camera_to_start) @ start.world_to_camera.cpu().double()
     dtype, device = start.world_to_camera.dtype, start.world_to_camera.device

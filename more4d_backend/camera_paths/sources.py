@@ -1,6 +1,7 @@
 """A camera path from whatever a user names: a preset, a keyframe file, another program's file."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from ..camera_files import load_cameras
@@ -12,9 +13,11 @@ from . import (
     path_descriptions,
     scene_path,
     scene_scale,
+    warn_without_effect,
 )
 from .edits import CameraPathError, ease_path, rebase_path, retime_path
 from .keyframes import cameras_from_keyframes, load_keyframes
+from .presets import CAMERA_PRESETS
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +36,8 @@ def path_from(
     JSON or of any file that `camera_files` reads. A file's path is moved to start at the input
     view, brought to the input view's image size and retimed to `num_frames` (default: the
     scene's number, or the file's own where the scene is a single frame). `in_scene_world` says
-    that a camera file's world is the scene's, so that its path is not moved.
+    that a camera file's world is the scene's, so that its path is not moved. Where no ease is
+    set, our movements start and end slowly, and files keep their timing.
 
     Raises:
         CameraPathError: unknown name; settings that the path cannot follow.
@@ -42,15 +46,21 @@ def path_from(
     check_source(source)
     settings = settings or PathSettings()
     if not is_camera_file(source):
+        if settings.ease is None and source in CAMERA_PRESETS:
+            settings = replace(settings, ease="in-out")
         return scene_path(source, scene, num_frames, settings=settings)
     start = scene.cameras.frames(slice(0, 1))
     if num_frames is None and scene.num_frames > 1:
         num_frames = scene.num_frames
     if is_keyframe_file(Path(source)):
+        own = ("amplitude", "angle_deg", "ease", "loop")
+        warn_without_effect(settings, own, f"keyframes in {source}, which say it themselves")
         keyframes = load_keyframes(source)
         return cameras_from_keyframes(
             keyframes, start, num_frames or 49, scene_scale=scene_scale(scene)
         )
+    fixed = ("amplitude", "angle_deg", "loop") if in_scene_world else ("angle_deg", "loop")
+    warn_without_effect(settings, fixed, f"cameras in {source}")
     path = load_cameras(source, like=start)
     path = path.resized(start.height, start.width)
     if not in_scene_world:
@@ -58,7 +68,7 @@ def path_from(
     if num_frames is not None and num_frames != path.num_frames:
         _log.info("%s has %d cameras; retimed to %d.", source, path.num_frames, num_frames)
         path = retime_path(path, num_frames)
-    return path if settings.ease == "linear" else ease_path(path, settings.ease)
+    return path if settings.ease in (None, "linear") else ease_path(path, settings.ease)
 
 
 def check_source(source: str) -> None:
@@ -81,4 +91,14 @@ def source_label(source: str) -> str:
 
 def is_camera_file(source: str) -> bool:
     """Tell a file or folder from a name; a folder that happens to be called `static` is no file."""
-    return source not in path_descriptions() and Path(source).exists()
+    return bool(source) and source not in path_descriptions() and Path(source).exists()
+
+
+def camera_source_files(source: str) -> list[Path]:
+    """Every file that decides the path; none for a name."""
+    if not is_camera_file(source):
+        return []
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    colmap = [file for name in ("cameras.txt", "images.txt") if (file := folder / name).is_file()]
+    return colmap if path.is_dir() or path in colmap else [path]

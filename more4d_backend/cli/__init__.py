@@ -35,6 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         LOGGER.error("%s", _in_words(e))
         return 2
+    except RuntimeError as e:
+        from ..devices import is_out_of_memory
+
+        if "--debug" in arguments or not is_out_of_memory(e):
+            raise
+        LOGGER.error(
+            "Memory ran out. Use fewer frames or a smaller size (see the command's --help), or "
+            "close other programs. The library says: %s", str(e).splitlines()[0]
+        )  # fmt: skip
+        return 2
     except KeyboardInterrupt:
         LOGGER.error("Interrupted. Outputs that were finished before are whole.")
         return 130
@@ -45,4 +55,4 @@ def _in_words(error: Exception) -> str:
         return f"There is no file {error.filename}."
     if isinstance(error, IsADirectoryError) and error.filename is not None:
         return f"{error.filename} is a folder; expected a file."
-    return str(error)
+    return str(error) or type(error).__name__

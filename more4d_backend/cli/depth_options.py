@@ -3,7 +3,7 @@
 import io
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,13 @@ class DepthOptions:
 
     fov_deg: float | None = None
     """Horizontal field of view of the picture, where no intrinsics are known."""
+
+    def warn_without_effect(self, scene: Path) -> None:
+        """Log which options were set, though a scene has its points already."""
+        for field in fields(self):
+            if getattr(self, field.name) != field.default:
+                option = field.name.replace("_", "-")
+                LOGGER.warning("--%s has no effect: %s is a scene, not a photo.", option, scene)
 
     def lift(self, image_path: Path, *, device: str) -> Scene4D:
         """Read a picture, find its depth, and lift it to a scene of one frame."""

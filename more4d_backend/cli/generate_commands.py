@@ -1,6 +1,7 @@
 """`generate`: images to 4D scenes and videos, one image or many."""
 
 import csv
+import io
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,7 +12,8 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from ..devices import Attention, DeviceRequest, MemoryMode
-from ..files import FileFormatError
+from ..files import FileFormatError, decoding
+from ..files.strict_json import read_text
 from ..generation import (
     FileModels,
     GenerationSettings,
@@ -35,6 +37,7 @@ from .render_commands import PathOptions
 LOGGER = logging.getLogger(__name__)
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
+_LIMIT_CSV_BYTES = 64 * 2**20
 _SWITCH = {"auto": None, "on": True, "off": False}
 _PROFILES = {"released": RELEASED, "own": OWN}
 
@@ -349,8 +352,9 @@ def _bars() -> Callable[[str], Progress]:
 
 def _read_csv(path: Path, prompt: str | None) -> list[Job]:
     """Read the columns image, prompt and (optional) depth; paths are relative to the file."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    text = read_text(path, _LIMIT_CSV_BYTES, "a CSV file")
+    with decoding(path, "a CSV file"):
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True))
     if not rows or "image" not in rows[0]:
         raise FileFormatError(f"{path} has no rows with a column named image.")
     jobs = []

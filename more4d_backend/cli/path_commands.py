@@ -59,14 +59,14 @@ class PreviewPath:
     def run(self) -> int:
         """Make the path and draw it."""
         from ..camera_paths.preview import draw_path
-        from ..scene_files import load_scene
+        from ..scene_files.formats import import_scene
 
         if self.output.suffix.lower() not in _PICTURE_SUFFIXES:
             raise OutputError(
                 f"{self.output} ends in {self.output.suffix!r}; expected one of "
                 f"{', '.join(_PICTURE_SUFFIXES)}."
             )
-        scene = None if self.scene is None else load_scene(self.scene)
+        scene = None if self.scene is None else import_scene(self.scene)
         settings = PathSettings(amplitude=self.amplitude)
         path = path_from(self.camera, scene or _unit_scene(), self.num_frames, settings=settings)
         with replacing(self.output) as temporary:

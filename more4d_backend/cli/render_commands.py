@@ -38,8 +38,8 @@ class PathOptions:
     angle_deg: float | None = None
     """Whole turn, in degrees, of an orbit, arc, crane or spiral."""
 
-    ease: str = "in-out"
-    """linear, in, out or in-out."""
+    ease: str | None = None
+    """linear, in, out or in-out. Default: in-out; a camera file keeps its own timing."""
 
     loop: bool = False
     """Return to the start, so that the video repeats without a jump."""
@@ -173,6 +173,7 @@ class Render:
         from ..scene_files.formats import SCENE_SUFFIXES, import_scene
 
         if self.source.suffix.lower() in SCENE_SUFFIXES:
+            self.depth_options.warn_without_effect(self.source)
             return import_scene(self.source)
         return self.depth_options.lift(self.source, device=device)
 
@@ -209,7 +210,7 @@ class Render:
 
             save_depth_frames(self.output / f"{label}-depth", view.depth)
         LOGGER.info(
-            "Wrote %s: %d frames, %.1f %% holes.", video, view.num_frames, 100 * holes.mean()
+            "Wrote %s (frames: %d, holes: %.1f %%).", video, view.num_frames, 100 * holes.mean()
         )
         return {label: view.rgb, f"{label}: hole mask": holes[..., None]}
 

@@ -86,10 +86,13 @@ def open_picture(path: str | os.PathLike[str]) -> "Image":
 
 def open_picture_bytes(data: bytes, source: str) -> "Image":
     """Open a picture in memory. `source` is what errors call it. See `open_picture`."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     with decoding(source, _EXPECTED):
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError:  # its text names an object in memory
+            raise ValueError(f"it begins with the bytes {data[:8].hex(' ')}") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise FileFormatError(

@@ -68,7 +68,7 @@ def save_video(
 
     Raises:
         OutputError: the ending does not fit, the place cannot be written, or PyAV has no encoder.
-        ValueError: there are no frames, or fps is not positive.
+        ValueError: there are no frames, or fps is not in 0.01 to 1000.
     """
     check_shapes(frames=(frames, "frame height width 3"))
     encoding = _LOSSLESS if lossless else _LOSSY

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from ..camera_files import load_cameras, save_cameras
 from ..camera_paths import PathSettings
-from ..camera_paths.sources import check_source, path_from, source_label
+from ..camera_paths.sources import (
+    camera_source_files,
+    check_source,
+    path_from,
+    source_label,
+)
 from ..depth import DepthProvider, lift_prediction
 from ..devices import describe
 from ..files import replacing
@@ -78,7 +83,7 @@ class GenerationSettings:
     vism: VismSettings = field(default_factory=VismSettings)
     """How holes are filled."""
 
-    path: PathSettings = field(default_factory=lambda: PathSettings(ease="in-out"))
+    path: PathSettings = field(default_factory=PathSettings)
     """How far and how evenly cameras move."""
 
     render: RenderSettings = field(default_factory=RenderSettings)
@@ -252,7 +257,7 @@ def _render_camera(
         "render": replace(settings.render, device=None, chunk_frames=None),
         "grow_holes_px": settings.grow_holes_px,
     }
-    inputs = [folder / SCENE_FILE] + ([Path(source)] if Path(source).is_file() else [])
+    inputs = [folder / SCENE_FILE, *camera_source_files(source)]
     record.stage(f"{label}: render", details, inputs, (rendered, holes), make)
     return CameraOutputs(
         label=label, rendered=folder / rendered, holes=folder / holes, completed=None

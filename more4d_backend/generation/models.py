@@ -350,14 +350,19 @@ def cached_sha256(path: Path) -> str:
     try:
         known = json.loads(store.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict):
         known = {}  # no cache yet, or a damaged one: it is made again
     entry = known.get(str(path))
     if isinstance(entry, list) and entry[:2] == key:
         return str(entry[2])
     _log.info("Hashing %s (once).", path)
     digest = file_sha256(path)
-    with replacing(store) as temporary:
-        temporary.write_text(json.dumps(known | {str(path): [*key, digest]}), encoding="utf-8")
+    try:
+        with replacing(store) as temporary:
+            temporary.write_text(json.dumps(known | {str(path): [*key, digest]}), encoding="utf-8")
+    except OSError as e:  # a home that cannot be written, or on Windows another run's open file
+        _log.warning("The hash is not remembered, and made again next time: %s", e)
     return digest
 
 

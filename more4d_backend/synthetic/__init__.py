@@ -117,7 +117,13 @@ class SyntheticWorld:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Cameras:
-        """Source cameras; that of frame 0 is the identity."""
+        """Source cameras; that of frame 0 is the identity.
+
+        Raises:
+            ValueError: no frames.
+        """
+        if num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}; expected at least 1.")
         motion = self.camera_motion
         focal_px = torch.tensor(focal_from_fov(motion.fov_rad, max(height, width)))
         intrinsics = intrinsics_from_focal(focal_px, height, width)

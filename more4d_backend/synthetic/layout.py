@@ -71,8 +71,10 @@ def random_layout(
     """Draw a world whose actors stay in view for `duration_s`.
 
     Raises:
-        ValueError: unknown setting, negative number of objects.
+        ValueError: unknown setting, negative number of objects, no seed of 64 bits.
     """
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; expected a number of at most 64 bits.")
     if setting not in (None, *SETTINGS):
         raise ValueError(f"setting is {setting!r}; expected one of {', '.join(SETTINGS)}, or None.")
     if num_objects < 0:

@@ -5,7 +5,12 @@ from more4d_backend import Cameras, PointMaps, Scene4D
 from more4d_backend.camera_files import save_cameras
 from more4d_backend.camera_paths import CameraPathError, PathSettings, scene_path
 from more4d_backend.camera_paths.keyframes import keyframes_from_cameras, save_keyframes
-from more4d_backend.camera_paths.sources import check_source, path_from, source_label
+from more4d_backend.camera_paths.sources import (
+    camera_source_files,
+    check_source,
+    path_from,
+    source_label,
+)
 from more4d_backend.files import FileFormatError
 from more4d_backend.geometry import intrinsics_from_focal
 
@@ -27,7 +32,7 @@ def scene():
 
 
 def test_a_name_is_a_preset_scaled_to_the_scene(scene):
-    expected = scene_path("orbit-left", scene, 9)
+    expected = scene_path("orbit-left", scene, 9, settings=PathSettings(ease="in-out"))
     assert torch.equal(path_from("orbit-left", scene, 9).world_to_camera, expected.world_to_camera)
 
 
@@ -67,6 +72,48 @@ def test_ease_changes_the_timing_of_a_file(scene, tmp_path):
     assert linear.world_to_camera[4, 0, 3].abs() > eased.world_to_camera[4, 0, 3].abs()
 
 
+def test_a_file_keeps_its_own_timing(scene, tmp_path):
+    cameras = scene_path("orbit-left", scene, 9)
+    save_cameras(tmp_path / "path.npz", cameras)
+    path = path_from(str(tmp_path / "path.npz"), scene)
+    torch.testing.assert_close(path.world_to_camera, cameras.world_to_camera)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_only_settings_that_were_given_and_have_no_effect_are_warned_of(scene, tmp_path, caplog):
+    keyframes = keyframes_from_cameras(scene_path("arc-left", scene, 9), tolerance=1e-2)
+    save_keyframes(tmp_path / "arc.json", keyframes)
+    save_cameras(tmp_path / "path.npz", scene_path("spiral", scene, 7))
+    sources = ["static", str(tmp_path / "arc.json"), str(tmp_path / "path.npz")]
+    for source in sources:
+        path_from(source, scene, 5)
+    assert "no effect" not in caplog.text
+    asked = PathSettings(amplitude=2.0, angle_deg=30.0, ease="in", loop=True)
+    expected = [{"amplitude", "angle_deg", "ease", "loop"}] * 2 + [{"angle_deg", "loop"}]
+    for source, names in zip(sources, expected, strict=True):
+        caplog.clear()
+        path_from(source, scene, 5, settings=asked)
+        assert {line.split()[0] for line in caplog.messages if "no effect" in line} == names
+
+
+def test_every_file_that_decides_a_path_is_known(scene, tmp_path):
+    save_cameras(tmp_path / "model", scene_path("spiral", scene, 3))
+    save_cameras(tmp_path / "path.npz", scene_path("spiral", scene, 3))
+    both = [tmp_path / "model" / "cameras.txt", tmp_path / "model" / "images.txt"]
+    assert camera_source_files(str(tmp_path / "model")) == both
+    assert camera_source_files(str(both[1])) == both
+    assert camera_source_files(str(tmp_path / "path.npz")) == [tmp_path / "path.npz"]
+    assert camera_source_files("orbit-left") == []
+
+
+@pytest.mark.parametrize("name", ["", "folder"])
+def test_nothing_and_a_folder_without_cameras_are_refused_by_name(scene, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    source = name and str(tmp_path / name)
+    with pytest.raises(ValueError, match=f"camera path {source!r}|folder is not a camera file"):
+        path_from(source, scene, 5)
+
+
 def test_what_is_neither_a_name_nor_a_file_is_refused_before_any_work(tmp_path):
     with pytest.raises(CameraPathError, match="orbit-left"):
         check_source("orbit-lefft")
@@ -90,7 +137,7 @@ def test_files_are_labelled_by_their_stem(tmp_path):
 def test_a_name_is_meant_even_where_a_folder_has_that_name(scene, tmp_path, monkeypatch):
     (tmp_path / "left").mkdir()
     monkeypatch.chdir(tmp_path)
-    expected = scene_path("left", scene, 5)
+    expected = scene_path("left", scene, 5, settings=PathSettings(ease="in-out"))
     assert torch.equal(path_from("left", scene, 5).world_to_camera, expected.world_to_camera)
     assert source_label("left") == "left"
 

@@ -177,6 +177,58 @@ def test_bad_depth_and_intrinsics_are_refused_and_nothing_is_written(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--num-frames", "0"], "num_frames is 0; expected at least 1."),
+        (["--seed", "99999999999999999999"], "expected a number of at most 64 bits"),
+    ],
+)
+def test_a_synthetic_world_without_frames_or_seed_is_refused(tmp_path, caplog, change, message):
+    assert main(["synthetic", *change, "-o", str(tmp_path / "out")]) == 2
+    assert message in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_depth_that_a_scene_does_not_need_are_warned_of(world, tmp_path, caplog):
+    scene, out = str(world / "scene.safetensors"), ["--num-frames", "3", "-o", str(tmp_path)]
+    assert main(["render", scene, "--max-depth", "3", "--fov-deg", "50", *out]) == 0
+    warned = [line.split()[0] for line in caplog.messages if "no effect" in line]
+    assert warned == ["--max-depth", "--fov-deg"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 80 bytes."),
+    ],
+)
+def test_memory_that_runs_out_is_told_in_a_sentence(world, tmp_path, caplog, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("more4d_backend.rendering.render", fail)
+    assert main(["render", str(world / "scene.safetensors"), "-o", str(tmp_path)]) == 2
+    assert "Memory ran out. Use fewer frames or a smaller size" in caplog.text
+
+
+def test_other_errors_of_torch_are_not_taken_for_full_memory(world, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("more4d_backend.rendering.render", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["render", str(world / "scene.safetensors"), "-o", str(tmp_path)])
+
+
+def test_what_is_no_picture_is_named_by_its_first_bytes(world, tmp_path, caplog):
+    (tmp_path / "notes.txt").write_text("hello, world")
+    assert main(["lift", str(tmp_path / "notes.txt"), "--depth", str(world / "depth.png")]) == 2
+    assert "notes.txt cannot be read as a PNG" in caplog.text
+    assert "it begins with the bytes 68 65 6c 6c 6f 2c 20 77." in caplog.text
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(
     photo, tmp_path, caplog, monkeypatch
 ):

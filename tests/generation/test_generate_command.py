@@ -1,15 +1,21 @@
 """`python -m more4d_backend generate` from a photo to completed videos, with toy weight files."""
 
+import hashlib
 import json
 
 import pytest
 import torch
 
+from more4d_backend.camera_files import save_cameras
+from more4d_backend.camera_paths import make_path
 from more4d_backend.cli import main
+from more4d_backend.depth import camera_from_intrinsics
 from more4d_backend.files.depth_maps import save_depth_png16
 from more4d_backend.files.images import save_image
 from more4d_backend.files.videos import load_video
+from more4d_backend.generation.models import cached_sha256
 from more4d_backend.generation.run_record import only_run_in
+from more4d_backend.geometry import intrinsics_from_focal
 from more4d_backend.scene_files import load_scene
 from more4d_backend.strag.pipeline import StragPipeline
 
@@ -200,6 +206,46 @@ def test_a_csv_file_has_a_prompt_and_a_depth_per_image(photo, options, tmp_path)
     assert main(["generate", str(listing), *options, "--no-complete", "-o", str(out)]) == 0
     settings = json.loads((out / "photo" / "run.json").read_text())["settings"]
     assert settings["generation"]["prompt"] == "the ball moves right"
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ("image,prompt\nphoto.png,le b\xe9b\xe9 court\n".encode("latin-1"), "not text in UTF-8"),
+        (b"image,prompt\nphoto.png," + b"x" * 200_000, "cannot be read as a CSV file"),
+        (b"picture,prompt\nphoto.png,it moves\n", "no rows with a column named image"),
+        (b"image,prompt\n,it moves\n", "line 2: the image or the prompt is missing"),
+    ],
+)
+def test_a_damaged_csv_file_is_refused_by_name(options, tmp_path, caplog, contents, message):
+    listing = tmp_path / "list.csv"
+    listing.write_bytes(contents)
+    assert main(["generate", str(listing), *options, "-o", str(tmp_path / "out")]) == 2
+    assert str(listing) in caplog.text
+    assert message in caplog.text
+
+
+def test_other_cameras_in_the_same_colmap_folder_are_rendered_anew(photo, options, tmp_path):
+    camera = camera_from_intrinsics(intrinsics_from_focal(torch.tensor(46.0), 32, 48), 32, 48)
+    model, out = tmp_path / "model", tmp_path / "out"
+    others = [*options[: options.index("--camera")], "--device", "cpu", "--no-complete"]
+    films = []
+    for name in ("truck-left", "truck-right"):
+        save_cameras(model, make_path(name, camera, 5))
+        command = ["generate", str(photo), *others, "--camera", str(model), "-o", str(out)]
+        assert main(command) == 0
+        films.append(load_video(out / "model-render.mkv")[0])
+    assert not torch.equal(*films)
+
+
+def test_hashes_that_cannot_be_remembered_stop_nothing(tmp_path, monkeypatch, caplog):
+    (tmp_path / "home").write_text("no folder")
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    expected = hashlib.sha256(b"weights").hexdigest()
+    assert cached_sha256(tmp_path / "weights.safetensors") == expected
+    assert "not remembered" in caplog.text
 
 
 @pytest.mark.parametrize(
