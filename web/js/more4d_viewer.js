@@ -6,8 +6,9 @@ import { ScenePanel } from "./scene_panel.js";
 
 const NODE = "More4DSceneViewer";
 const KEPT = "more4d_view"; // in node.properties: what to show again after a reload
-const SIZE = [560, 560];
-const LEAST_HEIGHT = 300;
+const OPTIONS = "more4d_view_options"; // there, too: what is switched on
+const SIZE = [580, 560];
+const LEAST_HEIGHT = 320;
 
 /** The page's addresses of the view files that a node says it wrote. */
 export function placesOf(written) {
@@ -23,8 +24,17 @@ app.registerExtension({
   },
 });
 
+/** Have the host run what a node needs, and no more. */
+export function runNode(node) {
+  app.canvas.selectItems?.([node]);
+  app.extensionManager.command.execute("Comfy.QueueSelectedOutputNodes");
+}
+
 function addViewer(node) {
-  const panel = new ScenePanel();
+  const panel = new ScenePanel({
+    runNode: () => runNode(node),
+    onOptions: (options) => { node.properties[OPTIONS] = options; },
+  });
   const widget = node.addDOMWidget("view", "more4d_view", panel.element, {
     serialize: false, hideOnZoom: false, getMinHeight: () => LEAST_HEIGHT });
   widget.serialize = false;
@@ -42,6 +52,7 @@ function addViewer(node) {
   };
   node.onConfigure = function () {
     onConfigure?.apply(this, arguments);
+    panel.setOptions(node.properties[OPTIONS] ?? {});
     if (node.properties[KEPT]) show(node.properties[KEPT]);
   };
   node.onRemoved = function () {

@@ -1,57 +1,91 @@
 // Lines that are drawn with a scene: where points came from, and where cameras are.
 // Seven numbers a corner, two corners a segment: x y z r g b a.
 
-import { axesOf, add, positionOf, scaled } from "./camera_math.js";
+import { axesOf, add, length, positionOf, scaled, subtract } from "./camera_math.js";
 import { pointAt } from "./scene_file.js";
 
 const TRAIL_FRAMES = 12;
-const MAX_TRAILS = 1200;
+const MAX_TRAILS = 700;
+const MAX_LOOKED_AT = 20_000;
+const LEAST_MOTION = 0.01; // of the scene's scale, over all frames
 const MAX_FRUSTA = 16;
 const MARKED = [1, 0.6, 0.1];
 const KEYFRAME = [0.3, 0.75, 1];
 
-/** Where some of the points, which move, were in the frames before. */
+/** Where some of the points that move were in the frames before, each in a color of its own. */
 export function trailLines(scene, frame) {
   const corners = [];
   if (!scene.isTracks || frame < 1) return corners;
-  const step = Math.max(1, Math.floor(scene.numPoints / MAX_TRAILS));
   const first = Math.max(0, frame - TRAIL_FRAMES);
-  const least = scene.scale * 0.002;
-  for (let index = Math.floor(step / 2); index < scene.numPoints; index += step) {
-    if (!scene.shown[frame * scene.numPoints + index]) continue;
-    const [start, end] = [pointAt(scene, first, index), pointAt(scene, frame, index)];
-    if (!start || !end || Math.hypot(...start.map((x, i) => x - end[i])) < least) continue;
-    let last = start;
+  const movers = moversOf(scene);
+  movers.forEach((index, number) => {
+    if (!scene.shown[frame * scene.numPoints + index]) return;
+    const color = rainbow(number / movers.length);
+    let last = pointAt(scene, first, index);
     for (let i = first + 1; i <= frame; i++) {
       const next = pointAt(scene, i, index);
       if (!next) continue;
-      const age = (frame - i) / TRAIL_FRAMES;
-      corners.push(...last, 1, 1 - 0.7 * age, 0.2, 0.9 * (1 - age) + 0.1);
-      corners.push(...next, 1, 1 - 0.7 * age, 0.2, 0.9 * (1 - age) + 0.1);
+      const [old, young] = [i - 1, i].map((at) => 1 - (frame - at) / (TRAIL_FRAMES + 1));
+      if (last) corners.push(...last, ...color, old, ...next, ...color, young);
       last = next;
     }
-  }
+  });
   return corners;
 }
 
-/** The way of the cameras, some of their frusta, the one of now, and those of keyframes. */
-export function pathLines(cameras, now, keyframes, size) {
+const found = new WeakMap();
+
+/** Points that move, spread over all that do; looked for once a scene. */
+function moversOf(scene) {
+  if (found.has(scene)) return found.get(scene);
+  const least = scene.scale * LEAST_MOTION;
+  const step = Math.max(1, Math.floor(scene.numPoints / MAX_LOOKED_AT));
+  const moving = [];
+  for (let index = 0; index < scene.numPoints; index += step) {
+    const places = [0, 0.25, 0.5, 0.75, 1].map((part) =>
+      pointAt(scene, Math.round(part * (scene.numFrames - 1)), index)).filter((place) => place);
+    if (places.some((place) => length(subtract(place, places[0])) > least)) moving.push(index);
+  }
+  const every = Math.max(1, Math.ceil(moving.length / MAX_TRAILS));
+  const movers = moving.filter((_, i) => i % every === 0);
+  found.set(scene, movers);
+  return movers;
+}
+
+/** Red over green to violet, for 0 to 1. */
+function rainbow(u) {
+  return [0, 2 / 3, 1 / 3].map((shift) => {
+    const hue = (0.85 * u + shift) % 1;
+    return Math.min(1, Math.max(0, Math.abs(6 * hue - 3) - 1)) * 0.85 + 0.15;
+  });
+}
+
+/**
+ * The way of the cameras, some of their frusta, the one of now, and those of keyframes. A frustum
+ * around the `eye` would only be lines across the picture: it is left out.
+ */
+export function pathLines(cameras, now, keyframes, size, eye) {
   const corners = [];
+  const frustum = (camera, scale, color, alpha) => {
+    const isClose = length(subtract(positionOf(camera.worldToCamera), eye)) < size;
+    if (!isClose) pushFrustum(corners, camera, scale, [...color, alpha]);
+  };
   const color = (i) => mixed([0.2, 0.85, 0.35], [1, 0.5, 0.1], i / Math.max(1, cameras.length - 1));
   const positions = cameras.map((camera) => positionOf(camera.worldToCamera));
   for (let i = 1; i < cameras.length; i++)
     segment(corners, positions[i - 1], positions[i], [...color(i), 0.9]);
   const step = Math.max(1, Math.ceil(cameras.length / MAX_FRUSTA));
   if (!keyframes.cameras.length)
-    for (let i = 0; i < cameras.length; i += step) frustum(corners, cameras[i], size / 2, color(i), 0.5);
+    for (let i = 0; i < cameras.length; i += step)
+      frustum(cameras[i], size / 2, color(i), 0.5);
   keyframes.cameras.forEach((camera, i) => {
-    frustum(corners, camera, size, i === keyframes.selected ? MARKED : KEYFRAME, 1);
+    frustum(camera, size, i === keyframes.selected ? MARKED : KEYFRAME, 1);
   });
-  frustum(corners, now, size, [1, 1, 1], 1);
+  frustum(now, size, [1, 1, 1], 1);
   return corners;
 }
 
-function frustum(corners, camera, size, color, alpha) {
+function pushFrustum(corners, camera, size, rgba) {
   const at = positionOf(camera.worldToCamera);
   const { right, down, forward } = axesOf(camera.worldToCamera);
   const corner = (x, y) => add(add(add(at, scaled(forward, size)),
@@ -60,12 +94,12 @@ function frustum(corners, camera, size, color, alpha) {
   const { width, height } = camera;
   const rim = [corner(0, 0), corner(width, 0), corner(width, height), corner(0, height)];
   rim.forEach((point, i) => {
-    segment(corners, at, point, [...color, alpha]);
-    segment(corners, point, rim[(i + 1) % 4], [...color, alpha]);
+    segment(corners, at, point, rgba);
+    segment(corners, point, rim[(i + 1) % 4], rgba);
   });
   const above = add(corner(width / 2, 0), scaled(down, -size * 0.2));
-  segment(corners, rim[0], above, [...color, alpha]);
-  segment(corners, rim[1], above, [...color, alpha]);
+  segment(corners, rim[0], above, rgba);
+  segment(corners, rim[1], above, rgba);
 }
 
 const segment = (corners, a, b, rgba) => corners.push(...a, ...rgba, ...b, ...rgba);

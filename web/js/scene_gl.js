@@ -66,15 +66,37 @@ void main() {
   color = vec4(v_color, 1.0);
 }`;
 
+// A segment is a strip of four corners, as wide as it was asked for.
 const LINE_VERTEX = `#version 300 es
 precision highp float;
-in vec3 a_position;
-in vec4 a_color;
+in vec3 a_start;
+in vec4 a_start_color;
+in vec3 a_end;
+in vec4 a_end_color;
+uniform float u_width;
 out vec4 v_color;
 ${PROJECTION}
+vec2 pixel_of(vec3 seen) { return u_focal * seen.xy / seen.z + u_principal; }
 void main() {
-  gl_Position = projected((u_world_to_camera * vec4(a_position, 1.0)).xyz);
-  v_color = a_color;
+  vec3 ends[2] = vec3[2]((u_world_to_camera * vec4(a_start, 1.0)).xyz,
+                         (u_world_to_camera * vec4(a_end, 1.0)).xyz);
+  float near = u_scale * 1e-3;
+  bool is_end = (gl_VertexID & 1) == 1;
+  v_color = is_end ? a_end_color : a_start_color;
+  if (max(ends[0].z, ends[1].z) < near) {
+    gl_Position = vec4(2.0, 2.0, 2.0, 1.0);
+    return;
+  }
+  for (int i = 0; i < 2; i++) {
+    vec3 other = ends[1 - i];
+    if (ends[i].z < near) ends[i] = mix(other, ends[i], (other.z - near) / (other.z - ends[i].z));
+  }
+  vec2 along = pixel_of(ends[1]) - pixel_of(ends[0]);
+  vec2 across = length(along) < 1e-3 ? vec2(0.0) : normalize(vec2(-along.y, along.x));
+  vec3 seen = is_end ? ends[1] : ends[0];
+  float side = (gl_VertexID & 2) == 2 ? 0.5 : -0.5;
+  vec2 clip = 2.0 * (pixel_of(seen) + across * side * u_width) / u_size - 1.0;
+  gl_Position = vec4(clip.x, -clip.y, depth_of(seen.z * 0.99), 1.0);
 }`;
 
 const LINE_FRAGMENT = `#version 300 es
@@ -85,11 +107,13 @@ void main() { color = v_color; }`;
 
 export class SceneGL {
   constructor(canvas) {
-    const gl = canvas.getContext("webgl2", { antialias: false, preserveDrawingBuffer: true });
+    const gl = canvas.getContext("webgl2", { antialias: false });
     if (!gl) throw new NoWebGLError("no WebGL2");
     this.gl = gl;
     this.points = program(gl, POINT_VERTEX, POINT_FRAGMENT);
     this.lines = program(gl, LINE_VERTEX, LINE_FRAGMENT);
+    this.pointArrays = gl.createVertexArray();
+    this.lineArrays = gl.createVertexArray();
     this.lineBuffer = gl.createBuffer();
     this.buffers = [];
     this.target = null;
@@ -123,6 +147,7 @@ export class SceneGL {
   drawPoints(frame, camera, { fixedSize, relativeSize, unseen }) {
     const { gl, scene, points } = this;
     if (!scene?.numPoints) return;
+    gl.bindVertexArray(this.pointArrays);
     gl.useProgram(points.id);
     this.setCamera(points, camera);
     const m = camera.worldToCamera;
@@ -144,19 +169,26 @@ export class SceneGL {
     gl.drawArrays(gl.POINTS, 0, scene.numPoints);
   }
 
-  /** Draw segments: seven numbers a corner, x y z r g b a. */
-  drawLines(corners, camera) {
+  /** Draw segments: seven numbers a corner, x y z r g b a, and two corners each. */
+  drawLines(corners, camera, widthPx) {
     if (!corners.length) return;
     const { gl, lines } = this;
+    gl.bindVertexArray(this.lineArrays);
     gl.useProgram(lines.id);
     this.setCamera(lines, camera);
+    gl.uniform1f(lines.u_width, widthPx);
     gl.bindBuffer(gl.ARRAY_BUFFER, this.lineBuffer);
     gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(corners), gl.DYNAMIC_DRAW);
-    attribute(gl, lines.a_position, this.lineBuffer, 3, gl.FLOAT, false, 28, 0);
-    attribute(gl, lines.a_color, this.lineBuffer, 4, gl.FLOAT, false, 28, 12);
+    const parts = [["a_start", 3], ["a_start_color", 4], ["a_end", 3], ["a_end_color", 4]];
+    let offset = 0;
+    for (const [name, size] of parts) {
+      attribute(gl, lines[name], this.lineBuffer, size, gl.FLOAT, false, 56, offset);
+      gl.vertexAttribDivisor(lines[name], 1);
+      offset += 4 * size;
+    }
     gl.enable(gl.BLEND);
     gl.blendFuncSeparate(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-    gl.drawArrays(gl.LINES, 0, corners.length / 7);
+    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, corners.length / 14);
     gl.disable(gl.BLEND);
   }
 
@@ -166,7 +198,7 @@ export class SceneGL {
     this.begin(canvasSize.width, canvasSize.height, background);
     gl.bindFramebuffer(gl.READ_FRAMEBUFFER, target.framebuffer);
     const bottom = canvasSize.height - top - height;
-    const filter = width > target.width ? gl.NEAREST : gl.LINEAR;
+    const filter = width >= 2 * target.width ? gl.NEAREST : gl.LINEAR;
     gl.blitFramebuffer(0, 0, target.width, target.height, left, bottom, left + width,
       bottom + height, gl.COLOR_BUFFER_BIT, filter);
     gl.bindFramebuffer(gl.READ_FRAMEBUFFER, null);

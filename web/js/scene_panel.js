@@ -1,41 +1,46 @@
 // A scene with its controls, as one element for a node.
 
+import { addStyle, button, icon, iconButton, make, press, toggle } from "./panel_parts.js";
 import { fetchScene, ViewFileError } from "./scene_file.js";
 import { DEFAULTS, NoWebGLError, SceneView } from "./scene_view.js";
 import { text } from "./texts.js";
 
+export { addStyle, button, icon, iconButton, make } from "./panel_parts.js";
+
 const TOGGLES = ["frusta", "trails", "unseen", "holes"];
+const SPEEDS = [0.25, 0.5, 1, 2];
+const HELP = ["orbit", "pan", "nearer", "zoom", "center", "fly", "look", "play", "step", "home"];
 
 export class ScenePanel {
   /**
-   * `extra`: an element below the controls. `followsFile`: show the camera path that comes with the
-   * scene. `onFrame(frame)`, `onCamera()`, `onScene(scene)`: what happened.
+   * `extra`: an element below the controls. `help`: more rows of it, each the texts `<key>How` and
+   * `<key>What`. `followsFile`: show the camera path that comes with the
+   * scene. `options`: what differs from the view's DEFAULTS. `runNode()`: have the host make the
+   * scene. `onFrame(frame)`, `onCamera()`, `onScene(scene)`, `onOptions(options)`: what happened.
    */
-  constructor({ extra = null, followsFile = true, onFrame, onCamera, onScene } = {}) {
-    Object.assign(this, { followsFile, onFrame, onCamera, onScene });
+  constructor({ extra = null, help = [], followsFile = true, options = {}, ...on } = {}) {
+    Object.assign(this, { followsFile, on });
+    this.makeHelp([...HELP, ...help]);
     this.view = this.places = this.shownPlace = null;
-    addStyle();
-    this.canvas = make("canvas", { tabIndex: 0, title: text("canvas") }, { role: "application", "aria-label": text("canvas") });
-    this.note = make("div", { className: "more4d-note" }, { role: "status" });
-    this.info = make("div", { className: "more4d-info" });
-    this.stage = make("div", { className: "more4d-stage" }, {}, [this.canvas, this.note, this.info]);
+    addStyle("scene_panel");
     this.element = make("div", { className: "more4d-panel" }, {},
-      [this.stage, this.timeline(), this.tools(), ...(extra ? [extra] : [])]);
-    this.element.addEventListener("keydown", (event) => event.stopPropagation());
+      [this.makeStage(), this.makeTimeline(), this.makeTools(), ...(extra ? [extra] : []), this.help]);
+    this.element.addEventListener("keydown", keepKeys);
     this.element.addEventListener("pointerdown", (event) => event.stopPropagation());
     this.open();
+    this.setOptions(options);
   }
 
   /** Start drawing; says so where the browser cannot. */
   open() {
     try {
       this.view = new SceneView(this.canvas, {
-        onFrame: (frame) => { this.showFrame(); this.onFrame?.(frame); },
-        onCamera: () => { this.showState(); this.onCamera?.(); },
-        onKey: () => this.showState(),
+        onFrame: (frame) => { this.showFrame(); this.on.onFrame?.(frame); },
+        onCamera: () => { this.showState(); this.on.onCamera?.(); },
+        onPlaying: () => this.showState(),
         onLost: (isLost) => this.message(isLost ? text("lostContext") : ""),
       });
-      this.message(text("run"));
+      this.message(text("run"), this.runButton());
     } catch (error) {
       if (!(error instanceof NoWebGLError)) throw error;
       this.message(text("noWebGL"));
@@ -45,6 +50,8 @@ export class ScenePanel {
 
   /** Load a scene from {half, full}: the URLs of view files. Half is shown first. */
   async load(places) {
+    const isShown = this.shownPlace && JSON.stringify(places) === JSON.stringify(this.places);
+    if (isShown && this.view?.scene) return;
     this.places = places;
     await this.fetch(places.half);
   }
@@ -53,20 +60,29 @@ export class ScenePanel {
     if (!this.view) return;
     this.loading?.abort();
     const loading = this.loading = new AbortController();
-    const mebibytes = (size) => (size / 2 ** 20).toFixed(1);
-    this.message(text("loading", { part: "" }));
+    this.busy(0, 0);
     try {
       const scene = await fetchScene(url, {
-        signal: loading.signal,
-        onProgress: (done, all) => this.message(text("loading", {
-          part: `${mebibytes(done)} / ${all ? mebibytes(all) : "?"} MiB` })),
-      });
+        signal: loading.signal, onProgress: (done, all) => this.busy(done, all) });
       if (loading.signal.aborted || this.destroyed) return;
       this.show(scene, url);
     } catch (error) {
       if (loading.signal.aborted || this.destroyed) return;
       this.failed(error, url);
     }
+    this.progress.style.width = 0;
+    this.showState();
+  }
+
+  /** Say how much has come; a scene that is shown stays in sight. */
+  busy(done, all) {
+    const mebibytes = (size) => (size / 2 ** 20).toFixed(1);
+    const part = done ? `${mebibytes(done)} / ${all ? mebibytes(all) : "?"} MiB` : "";
+    const words = text("loading", { part });
+    if (this.view.scene) this.info.textContent = words;
+    else this.message(words);
+    this.progress.style.width = all ? `${(100 * done) / all}%` : 0;
+    this.fullButton.hidden = true;
   }
 
   show(scene, url) {
@@ -75,17 +91,15 @@ export class ScenePanel {
     this.view.setScene(scene, { keepView: isDenser || this.shownPlace !== null });
     this.shownPlace = url;
     this.message(scene.numPoints ? "" : text("empty"));
-    this.info.textContent = density(scene);
     this.slider.max = this.view.numFrames - 1;
     this.showFrame();
-    this.showState();
-    this.onScene?.(scene);
+    this.on.onScene?.(scene);
   }
 
   failed(error, url) {
     if (error instanceof RangeError) return this.message(text("tooLarge"));
     const isGone = error instanceof ViewFileError && /HTTP 40[34]/.test(error.message);
-    if (isGone) return this.message(text("gone"));
+    if (isGone) return this.message(text("gone"), this.runButton());
     const isLost = error instanceof TypeError;
     const why = isLost ? text("lostLink") : text("failed", { why: error.message });
     const again = make("button", { type: "button", textContent: text("again") });
@@ -93,9 +107,17 @@ export class ScenePanel {
     this.message(why, again);
   }
 
+  /** Say something over the picture; nothing shows the picture again. */
   message(words, ...more) {
     this.note.replaceChildren(words, ...more);
     this.note.hidden = !words;
+  }
+
+  runButton() {
+    if (!this.on.runNode) return "";
+    const run = make("button", { type: "button", textContent: text("runNode") });
+    run.addEventListener("click", () => this.on.runNode());
+    return run;
   }
 
   /** Draw a camera path; see SceneView.setPath. */
@@ -106,60 +128,122 @@ export class ScenePanel {
     this.showFrame();
   }
 
-  timeline() {
-    this.playButton = button("play", "", () => {
-      if (this.view.playing) this.view.pause();
-      else this.view.play();
-      this.showState();
-    });
+  setOptions(options) {
+    this.view?.setOptions(options);
+    const now = { ...DEFAULTS, ...this.view?.options };
+    TOGGLES.forEach((name, i) => press(this.toggles[i], now[name]));
+    this.size.value = now.pointSize;
+    this.speed.value = now.speed;
+  }
+
+  changeOptions(options) {
+    this.setOptions(options);
+    const changed = Object.entries(this.view?.options ?? {}).filter(([k, v]) => v !== DEFAULTS[k]);
+    this.on.onOptions?.(Object.fromEntries(changed));
+  }
+
+  makeStage() {
+    this.canvas = make("canvas", { tabIndex: 0 }, { role: "application", "aria-label": text("canvas") });
+    this.note = make("div", { className: "more4d-note" }, { role: "status" });
+    this.info = make("span", { className: "more4d-info" });
+    this.fullButton = button("full", "fullTip", () => this.fetch(this.places.full));
+    const chips = make("div", { className: "more4d-chips" }, {}, [this.info, this.fullButton]);
+    this.throughNote = make("div", { className: "more4d-through", hidden: true });
+    this.resetButton = iconButton("reset", "reset", "resetTip", () => this.view.reset());
+    this.shotButton = iconButton("screenshot", "screenshot", "screenshotTip", () => this.screenshot());
+    const corner = make("div", { className: "more4d-corner" }, {}, [this.resetButton,
+      this.shotButton, iconButton("wide", "wide", "", () => this.toggleWide()), this.helpButton]);
+    this.progress = make("div", { className: "more4d-progress" });
+    this.stage = make("div", { className: "more4d-stage" }, {}, [this.canvas, this.throughNote,
+      chips, this.note, corner, this.progress]);
+    return this.stage;
+  }
+
+  makeTimeline() {
+    this.playButton = iconButton("play", "play", "", () =>
+      this.view.playing ? this.view.pause() : this.view.play());
     this.slider = make("input", { type: "range", min: 0, max: 0, value: 0 }, { "aria-label": text("frame") });
     this.slider.addEventListener("input", () => {
       this.view?.pause();
       this.view?.setFrame(Number(this.slider.value));
-      this.showState();
     });
     this.counter = make("span", { className: "more4d-counter" });
-    return make("div", { className: "more4d-row" }, {}, [this.playButton, this.slider, this.counter]);
+    this.speed = make("select", { title: text("speed") }, { "aria-label": text("speed") },
+      SPEEDS.map((value) => make("option", { value, textContent: `${value}x` })));
+    this.speed.addEventListener("change", () => this.changeOptions({ speed: Number(this.speed.value) }));
+    return make("div", { className: "more4d-row" }, {},
+      [this.playButton, this.slider, this.counter, this.speed]);
   }
 
-  tools() {
-    this.throughButton = button("through", "throughTip", () =>
-      this.view.lookThrough(this.view.through ? null : "path"));
-    this.fullButton = button("full", "fullTip", () => this.fetch(this.places.full));
-    this.size = make("input", { type: "range", min: 0.5, max: 6, step: 0.1, value: DEFAULTS.pointSize },
-      { "aria-label": text("size") });
-    this.size.addEventListener("input", () => this.view?.setOptions({ pointSize: Number(this.size.value) }));
-    const size = make("label", { title: text("size") }, {}, [`${text("size")} `, this.size]);
-    this.needScene = [this.playButton, this.throughButton, this.fullButton,
-      button("reset", "resetTip", () => this.view.reset()),
-      button("screenshot", "screenshotTip", () => this.screenshot())];
-    const [, , , reset, screenshot] = this.needScene;
-    return make("div", { className: "more4d-row more4d-tools" }, {}, [this.throughButton, reset,
-      ...TOGGLES.map((name) => this.toggle(name)), size, this.fullButton, screenshot]);
+  makeTools() {
+    this.throughButton = iconButton("through", "through", "throughTip", () =>
+      this.view.lookThrough(this.view.through ? null : "path"), { isLabelled: true });
+    this.toggles = TOGGLES.map((name) => {
+      const element = toggle(name, name, `${name}Tip`, (on) => this.changeOptions({ [name]: on }));
+      element.dataset.option = name;
+      return element;
+    });
+    this.size = make("input", { type: "range", min: 0.4, max: 5, step: 0.1 }, { "aria-label": text("size") });
+    this.size.addEventListener("input", () => this.changeOptions({ pointSize: Number(this.size.value) }));
+    const size = make("label", { className: "more4d-size", title: text("size") }, {}, [icon("size"), this.size]);
+    return make("div", { className: "more4d-row more4d-tools" }, {},
+      [this.throughButton, ...this.toggles, size]);
   }
 
-  toggle(name) {
-    const box = make("input", { type: "checkbox", checked: DEFAULTS[name] }, { "data-option": name });
-    box.addEventListener("change", () => this.view?.setOptions({ [name]: box.checked }));
-    return make("label", { title: text(`${name}Tip`) }, {}, [box, ` ${text(name)}`]);
+  makeHelp(keys) {
+    const cells = (key) => ["How", "What"].map((part) => make("td", { textContent: text(key + part) }));
+    const rows = keys.map((key) => make("tr", {}, {}, cells(key)));
+    this.help = make("div", { className: "more4d-help", hidden: true }, {}, [make("table", {}, {}, rows)]);
+    this.help.addEventListener("click", () => this.showHelp(false));
+    this.helpButton = iconButton("help", "help", "", () => this.showHelp(this.help.hidden));
+  }
+
+  showHelp(isShown) {
+    this.help.hidden = !isShown;
+    press(this.helpButton, isShown);
+  }
+
+  toggleWide() {
+    if (document.fullscreenElement) return document.exitFullscreen();
+    return this.element.requestFullscreen();
   }
 
   showFrame() {
     const { view } = this;
     this.slider.value = view.frame;
-    this.counter.textContent = text("frameOf", { frame: view.frame + 1, frames: view.numFrames });
+    const seconds = view.scene ? (view.frame / view.scene.fps).toFixed(2) : "0.00";
+    this.counter.replaceChildren(`${view.frame + 1} / ${view.numFrames} `,
+      make("small", { textContent: `${seconds} s` }));
+    this.showThrough();
   }
 
   showState() {
     const scene = this.view?.scene;
-    this.needScene.forEach((item) => { item.disabled = !scene; });
-    this.slider.disabled = !scene;
-    const label = text(this.view?.playing ? "pause" : "play");
-    this.playButton.textContent = this.view?.playing ? "\u23f8" : "\u25b6";
-    Object.assign(this.playButton, { title: label, ariaLabel: label });
-    this.throughButton.setAttribute("aria-pressed", Boolean(this.view?.through));
-    this.fullButton.hidden = !scene || !this.places?.full || this.places.full === this.places.half
-      || this.shownPlace === this.places.full;
+    const needScene = [this.playButton, this.slider, this.speed, this.throughButton, this.size,
+      this.resetButton, this.shotButton, ...this.toggles];
+    for (const item of needScene) item.disabled = !scene;
+    const trails = this.toggles[TOGGLES.indexOf("trails")];
+    if (scene) trails.disabled = !scene.isTracks;
+    trails.title = text(scene && !scene.isTracks ? "trailsNone" : "trailsTip");
+    const action = this.view?.playing ? "pause" : "play";
+    this.playButton.replaceChildren(icon(action));
+    Object.assign(this.playButton, { title: text(action), ariaLabel: text(action) });
+    press(this.throughButton, this.view?.through);
+    this.fullButton.hidden = !scene || !this.places?.full || this.shownPlace === this.places.full
+      || scene.numPoints === scene.numPointsOfScene;
+    this.info.textContent = scene ? density(scene) : "";
+    this.info.title = scene?.stride > 1 ? text("someTip", scene) : "";
+    this.info.hidden = !scene;
+    this.showThrough();
+  }
+
+  showThrough() {
+    const { view } = this;
+    this.throughNote.hidden = !view?.through;
+    if (!view?.through) return;
+    const { width, height } = view.throughCamera;
+    const key = view.scene.stride > 1 ? "throughHalf" : "throughExact";
+    this.throughNote.textContent = text(key, { size: `${width} x ${height}`, frame: view.frame + 1 });
   }
 
   async screenshot() {
@@ -181,57 +265,11 @@ export class ScenePanel {
 
 function density(scene) {
   const [shown, all] = [scene.numPoints, scene.numPointsOfScene].map((n) => n.toLocaleString());
-  const key = { 1: "everything", 2: "everyHalf" }[scene.stride] ?? "every";
-  return text(key, { shown, all, stride: scene.stride });
+  return text(scene.stride > 1 ? "some" : "everything", { shown, all });
 }
 
-/** Make an element: properties, attributes, children. */
-export function make(tag, properties = {}, attributes = {}, children = []) {
-  const element = Object.assign(document.createElement(tag), properties);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
+/** The graph behind must not take our keys; its shortcuts with Ctrl work here, too. */
+function keepKeys(event) {
+  const isTyping = event.target.matches("textarea, select, input:not([type=range])");
+  if (isTyping || !(event.ctrlKey || event.metaKey)) event.stopPropagation();
 }
-
-/** A button with a translated label, disabled until `disabled` is set to false by its owner. */
-export function button(label, tip, onClick) {
-  const title = tip ? text(tip) : text(label);
-  const element = make("button", { type: "button", textContent: text(label), title }, { "data-action": label });
-  element.addEventListener("click", onClick);
-  return element;
-}
-
-function addStyle() {
-  if (document.getElementById("more4d-style")) return;
-  const style = make("style", { id: "more4d-style", textContent: STYLE });
-  document.head.append(style);
-}
-
-const STYLE = `
-.more4d-panel { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%;
-  min-height: 260px; box-sizing: border-box; color: var(--input-text, #ddd); font: 12px sans-serif;
-  pointer-events: auto; }
-.more4d-stage { position: relative; flex: 1 1 0; min-height: 160px; overflow: hidden;
-  border-radius: 4px; background: #17171c; }
-.more4d-stage canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block;
-  touch-action: none; cursor: grab; }
-.more4d-stage canvas:focus-visible { outline: 2px solid #5fb2ff; outline-offset: -2px; }
-.more4d-note { position: absolute; inset: 0; display: flex; flex-direction: column; gap: 8px;
-  align-items: center; justify-content: center; text-align: center; padding: 12px;
-  pointer-events: none; background: #17171cb0; }
-.more4d-note[hidden] { display: none; }
-.more4d-note button { pointer-events: auto; }
-.more4d-info { position: absolute; left: 6px; bottom: 4px; pointer-events: none; opacity: 0.85;
-  text-shadow: 0 0 3px #000, 0 0 3px #000; color: #eee; font-size: 11px; }
-.more4d-row { display: flex; flex-wrap: wrap; gap: 4px 8px; align-items: center; flex: none; }
-.more4d-row > input[type=range] { flex: 1; min-width: 80px; }
-.more4d-row label { display: inline-flex; align-items: center; gap: 3px; white-space: nowrap; }
-.more4d-row label input[type=range] { width: 70px; }
-.more4d-panel button { background: var(--comfy-input-bg, #333); color: inherit; cursor: pointer;
-  border: 1px solid var(--border-color, #555); border-radius: 4px; padding: 2px 8px; font: inherit; }
-.more4d-panel button[aria-pressed=true] { background: #2b6cb0; color: #fff; }
-.more4d-panel button:disabled { opacity: 0.45; cursor: default; }
-.more4d-panel button[hidden] { display: none; }
-.more4d-panel :is(button, input):focus-visible { outline: 2px solid #5fb2ff; outline-offset: 1px; }
-.more4d-counter { min-width: 56px; text-align: right; font-variant-numeric: tabular-nums; }
-`;

@@ -19,10 +19,13 @@ export const DEFAULTS = Object.freeze({
   unseen: false,
   holes: false,
   frusta: true,
+  speed: 1, // of playing
 });
+const LINE_WIDTH_PX = 1.6; // of the page
+const MAX_RATIO = 2; // pixels of the picture for one of the page, where a graph is zoomed in
 
 export class SceneView {
-  /** `on` may have onFrame(frame), onCamera(), onLost(isLost). Throws NoWebGLError. */
+  /** `on` may have onFrame(frame), onCamera(), onPlaying(), onLost(isLost). Throws NoWebGLError. */
   constructor(canvas, on = {}) {
     this.canvas = canvas;
     this.on = on;
@@ -74,19 +77,24 @@ export class SceneView {
   play() {
     if (this.playing || this.numFrames < 2) return;
     this.playing = true;
-    const [start, first] = [performance.now(), this.frame];
+    let last = performance.now();
+    let exact = this.frame;
     const step = (now) => {
-      if (!this.playing) return;
-      const passed = Math.floor(((now - start) / 1000) * this.scene.fps);
-      const frame = (first + Math.max(0, passed)) % this.numFrames;
-      if (frame !== this.frame) this.setFrame(frame);
+      if (!this.playing || this.destroyed) return;
+      if (Math.floor(exact) !== this.frame) exact = this.frame; // somebody scrubbed
+      exact += (Math.max(0, now - last) / 1000) * this.scene.fps * this.options.speed;
+      exact %= this.numFrames;
+      last = now;
+      if (Math.floor(exact) !== this.frame) this.setFrame(Math.floor(exact));
       requestAnimationFrame(step);
     };
     requestAnimationFrame(step);
+    this.on.onPlaying?.();
   }
 
   pause() {
     this.playing = false;
+    this.on.onPlaying?.();
   }
 
   setOptions(options) {
@@ -215,13 +223,20 @@ export class SceneView {
     });
   }
 
+  /** Pixels of the picture for one of the page; a graph that is zoomed scales the canvas. */
+  get pixelRatio() {
+    const zoom = this.canvas.getBoundingClientRect().width / this.canvas.clientWidth || 1;
+    const ofScreen = globalThis.devicePixelRatio || 1;
+    return ofScreen * Math.max(1, Math.min(MAX_RATIO, zoom));
+  }
+
   /** Draw at once. */
   drawNow() {
     const { canvas, graphics } = this;
     if (this.destroyed || graphics.gl.isContextLost()) return;
-    const ratio = globalThis.devicePixelRatio || 1;
+    if (!canvas.clientWidth) return; // not in sight
     const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((size) =>
-      Math.max(1, Math.round(size * ratio)));
+      Math.max(1, Math.round(size * this.pixelRatio)));
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const background = this.options.holes ? HOLE : BACKGROUND;
     if (!this.scene) graphics.begin(width, height, BACKGROUND);
@@ -231,7 +246,7 @@ export class SceneView {
       graphics.begin(width, height, background);
       graphics.drawPoints(this.sceneFrame, camera, { fixedSize: 0,
         relativeSize: this.options.pointSize, unseen: this.options.unseen });
-      graphics.drawLines(this.lines(), camera);
+      graphics.drawLines(this.lines(camera), camera, LINE_WIDTH_PX * this.pixelRatio);
     }
     this.numDrawn++;
   }
@@ -253,7 +268,8 @@ export class SceneView {
     graphics.begin(camera.width, camera.height, options.holes ? HOLE : BLACK, true);
     graphics.drawPoints(this.sceneFrame, camera, { fixedSize: this.scene.stride,
       relativeSize: 1, unseen: options.unseen });
-    if (options.trails) graphics.drawLines(trailLines(this.scene, this.sceneFrame), camera);
+    if (options.trails)
+      graphics.drawLines(trailLines(this.scene, this.sceneFrame), camera, LINE_WIDTH_PX);
   }
 
   /** The picture of a camera in its own size, as ImageData. */
@@ -262,13 +278,14 @@ export class SceneView {
     return this.graphics.readBeside();
   }
 
-  lines() {
+  lines(camera) {
     const { scene, options } = this;
     const corners = options.trails ? trailLines(scene, this.sceneFrame) : [];
     if (!options.frusta) return corners;
     const size = (scene.sceneScale ?? scene.scale) / 12;
     const cameras = this.path ?? scene.cameras;
-    return corners.concat(pathLines(cameras, this.pathCamera, this.keyframes, size));
+    const eye = math.positionOf(camera.worldToCamera);
+    return corners.concat(pathLines(cameras, this.pathCamera, this.keyframes, size, eye));
   }
 
   /** A PNG of what is shown: through a camera in that camera's size, else in the canvas's. */

@@ -1,5 +1,6 @@
 // Mouse and keys of a view. Drag: orbit; right drag or Shift: pan; wheel: nearer; Alt+wheel: zoom.
-// Double click: orbit about that point. W A S D Q E: fly; arrows: look around; Space: play.
+// Double click: orbit about that point. W A S D Q E: fly, faster with Shift; arrows: look around.
+// Space: play; , and .: step; Home: input view; C: the path's camera; Escape: out of it.
 
 import * as math from "./camera_math.js";
 
@@ -78,6 +79,7 @@ export class ViewControls {
   keyDown = (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || !this.view.scene) return;
     const { view } = this;
+    this.isFast = event.shiftKey;
     if (event.code in FLY || event.code in LOOK) {
       if (!this.held.size) this.fly();
       this.held.add(event.code);
@@ -85,14 +87,16 @@ export class ViewControls {
     else if (event.code === "Comma") view.setFrame(view.frame - 1);
     else if (event.code === "Period") view.setFrame(view.frame + 1);
     else if (event.code === "Home") view.reset();
+    else if (event.code === "KeyC") view.lookThrough(view.through ? null : "path");
+    else if (event.code === "Escape" && view.through) view.lookThrough(null);
     else if (event.code === "Equal" || event.code === "Minus")
       this.approach(event.code === "Equal" ? 1.1 : 1 / 1.1);
     else return;
     taken(event);
-    view.on.onKey?.();
   };
 
   keyUp = (event) => {
+    this.isFast = event.shiftKey;
     if (this.held.delete(event.code)) taken(event);
   };
 
@@ -122,7 +126,7 @@ export class ViewControls {
       yaw += LOOK[key]?.[0] ?? 0;
       pitch += LOOK[key]?.[1] ?? 0;
     }
-    const speed = FLY_PER_S * (view.scene.sceneScale ?? view.scene.scale);
+    const speed = FLY_PER_S * (this.isFast ? 4 : 1) * (view.scene.sceneScale ?? view.scene.scale);
     view.moveBy(shift(math.scaled(way, speed * seconds)));
     if (yaw || pitch) this.look(yaw * LOOK_RAD_PER_S * seconds, pitch * LOOK_RAD_PER_S * seconds);
   }
