@@ -6,15 +6,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .sharding import Fragments, WholeParameters
+
 
 class ParameterAverage:
-    """The exponential running mean of parameters, in their own precision and place."""
+    """The exponential running mean of parameters, in their own precision and place.
 
-    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+    Where parameters are split over ranks, each rank has the mean of its own fragments.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor] | Fragments, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
-        self.mean = {name: p.detach().clone() for name, p in parameters.items()}
-        self._parameters = parameters
+        whole = isinstance(parameters, Mapping)
+        self._parameters = WholeParameters(parameters) if whole else parameters
+        self.mean = {name: value.clone() for name, value in self._parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -22,9 +28,12 @@ class ParameterAverage:
         self.num_updates += 1
         # Early on a long memory would hold the random start: it grows with the updates seen.
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(
-            list(self.mean.values()), [p.detach() for p in self._parameters.values()], 1 - decay
-        )
+        if isinstance(self._parameters, WholeParameters):
+            present = [value for _, value in self._parameters.items()]
+            torch._foreach_lerp_(list(self.mean.values()), present, 1 - decay)
+            return
+        for name, value in self._parameters.items():  # one by one: they may be copies
+            self.mean[name].lerp_(value, 1 - decay)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -37,7 +46,7 @@ class ParameterAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for name, parameter in self._parameters.items():
-            kept = parameter.detach().clone()
-            parameter.copy_(self.mean[name])
-            self.mean[name].copy_(kept)
+        kept = {name: value.clone() for name, value in self._parameters.items()}
+        self._parameters.write(self.mean)
+        for name, value in kept.items():
+            self.mean[name].copy_(value)

@@ -161,9 +161,14 @@ def read_about(path: Path) -> About:
         raise CheckpointError(f"{path} has version {version!r}; this code reads {VERSION}.")
     there = _sizes(path)
     for name, size in about.files.items():
-        if there.get(name) != size:
+        if name not in there:
             raise CheckpointError(
-                f"{path} is half-written: {name} has {there.get(name, 0)} of {size} bytes. Remove "
+                f"{path} is not whole: {name} is missing. Every rank's files must be in one folder "
+                "that all machines share; copy it there, or resume from another checkpoint."
+            )
+        if there[name] != size:
+            raise CheckpointError(
+                f"{path} is half-written: {name} has {there[name]} of {size} bytes. Remove "
                 "this checkpoint and resume from the one before it."
             )
     return about

@@ -25,24 +25,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .averaging import ParameterAverage
-from .checkpoints import (
-    CheckpointError,
-    CheckpointFolder,
-    check_same_recipe,
-    load_plain,
-    load_random_state,
-    load_tensors_into,
-    plain,
-    read_about,
-    save_random_state,
-    save_tensors,
-)
+from .checkpoints import CheckpointFolder, check_same_recipe, plain, read_about
+from .gather import gather_fragments
 from .loader import TrainingLoader
+from .objectives import Objective
 from .optimizers import make_optimizer, trained_parameters
 from .records import RunRecords, check_tracker
 from .run_errors import NotFiniteError, explaining_out_of_memory, not_finite_message
+from .run_state import RunState
 from .samples import TrainingBatch
 from .settings import SettingsError, TrainerSettings
+from .sharding import (
+    Engine,
+    check_launch,
+    check_same_config,
+    deepspeed_backward,
+    deepspeed_step,
+    engine_of,
+    fragments_of,
+    set_engine_up,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,28 +63,34 @@ class TrainingRun:
         """Take the devices, seed every generator, and look for a run to continue.
 
         Raises:
-            SettingsError: the tracker is missing, or the output folder has a run and resuming is
-                off.
+            SettingsError: the tracker or DeepSpeed is missing, one process is to share parameters,
+                ranks have different settings, or the output folder has a run and resuming is off.
         """
         from accelerate import Accelerator
-        from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+        from accelerate.utils import (
+            GradientAccumulationPlugin,
+            ProjectConfiguration,
+            set_seed,
+        )
 
         self.config, self.settings = config, config.run
         check_tracker(self.settings.tracker)
+        check_launch()
         self.output = self.settings.output
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.settings.precision == "bf16" else "no",
-            gradient_accumulation_steps=self.settings.accumulation,
+            # The argument of that name would give way to what a launch configuration says.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(self.settings.accumulation),
             log_with=None if self.settings.tracker == "none" else self.settings.tracker,
             project_config=ProjectConfiguration(str(self.output), str(self.output / "logs")),
         )
         self.device = self.accelerator.device
         self.rank, self.num_ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
-        self.is_sharded = self.accelerator.distributed_type in (
-            DistributedType.FSDP,
-            DistributedType.DEEPSPEED,
-        )
+        self.engine: Engine | None = engine_of(self.accelerator)
+        self.is_sharded = self.engine is not None
+        self._plain_config = plain(config)
+        check_same_config(self.accelerator, self._plain_config)
         set_seed(self.settings.seed, device_specific=False)
         self.step = 0
         self.checkpoints = CheckpointFolder(self.output, self.settings.checkpoints_kept)
@@ -90,7 +98,6 @@ class TrainingRun:
         self._terminated = False
         self._losses: list[float] = []
         self._wait_s = 0.0
-        self._plain_config = plain(config)
 
     def prepare(
         self,
@@ -110,10 +117,21 @@ class TrainingRun:
             objective, self.config.optimizer, learning_rate_scales or {}
         )
         self.loader = loader
+        if self.is_sharded:
+            set_engine_up(self.accelerator, objective, self.config)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        self.module = self.accelerator.unwrap_model(self.objective)
+        self.module = cast(nn.Module, self.accelerator.unwrap_model(self.objective))
         self.trained = trained_parameters(self.module)
         self.average = self._new_average()
+        self._state = RunState(
+            accelerator=self.accelerator,
+            engine=self.engine,
+            module=self.module,
+            optimizer=self.optimizer,
+            names=self._names,
+            average=self.average,
+            export=objective.export if isinstance(objective, Objective) else None,
+        )
         self._resume()
         if self.is_main:
             self.checkpoints.remove_unfinished()
@@ -161,9 +179,14 @@ class TrainingRun:
         ):
             per_sample = losses()
             self._losses.append(self._mean_over_ranks(per_sample, batch))
-            self.accelerator.backward(per_sample.mean())
+            skipped = self._skips()
+            if self.engine not in ("zero2", "zero3"):
+                self.accelerator.backward(per_sample.mean())
+            elif not skipped:  # accelerate would step in the same call
+                ends_update = self.accelerator.sync_gradients
+                deepspeed_backward(self.objective, per_sample.mean(), ends_update=ends_update)
             if self.accelerator.sync_gradients:
-                self._step(batch)
+                self._step(batch, skipped=skipped)
 
     def generator(self, *, same_on_all_ranks: bool = False) -> torch.Generator:
         """Return a generator for the present batch: a function of seed, place and rank alone.
@@ -209,7 +232,7 @@ class TrainingRun:
         Every rank must call, and compute the same.
         """
         with self.accelerator.autocast():
-            return self.objective(inside=do) if self.is_sharded else do()
+            return self.objective(inside=do)[0] if self.is_sharded else do()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -221,30 +244,21 @@ class TrainingRun:
         finally:
             self.objective.train()
 
-    def state_of(self, prefix: str) -> dict[str, Tensor]:
-        """Return what the objective holds under names that start with `prefix`, without it.
+    def write_weights(self) -> Path:
+        """Write the weights for use, the running mean if there is one; every rank calls.
 
-        Whole, on the CPU of rank 0; every rank must call. Inside `averaged()`, the running mean.
+        Sharded ones are gathered from the checkpoint of the last step.
         """
-        source = self.module.state_dict()
-        if self.is_sharded:
-            source = cast(dict[str, Tensor], self.accelerator.get_state_dict(self.objective))
-        named = {n.removeprefix(prefix): t for n, t in source.items() if n.startswith(prefix)}
-        return {name: tensor.detach().cpu() for name, tensor in named.items()}
-
-    @property
-    def export_dtype(self) -> torch.dtype:
-        """Of the weights that the run writes for use."""
-        return torch.bfloat16 if self.settings.export_precision == "bf16" else torch.float32
-
-    def refuse_sharded(self, why: str) -> None:
-        """Refuse FSDP and DeepSpeed ZeRO-3 where parameters are needed whole.
-
-        Raises:
-            SettingsError: parameters are split over ranks.
-        """
-        if self.is_sharded:
-            raise SettingsError(f"{why}, but parameters are split over ranks. Launch without.")
+        export = self._state.export
+        assert export is not None
+        path = self.output / export.file
+        if self.is_main and self.is_sharded:
+            gather_fragments(self.checkpoints.path(self.step), path)
+        elif self.is_main:
+            with self.averaged():
+                export.write(self.module.state_dict(), path)
+        self.accelerator.wait_for_everyone()
+        return path
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
@@ -252,16 +266,7 @@ class TrainingRun:
             self.checkpoints.begin(self.step)
         self.accelerator.wait_for_everyone()
         folder = self.checkpoints.temporary(self.step)
-        if self.is_sharded:
-            self.accelerator.save_state(str(folder / "sharded"))
-        elif self.is_main:
-            save_tensors(self.trained, folder / "trainable.safetensors")
-            state = {"names": self._names, "state": self.optimizer.state_dict()}
-            state["averaged_updates"] = self.average.num_updates if self.average else 0
-            torch.save(state, folder / "optimizer.pt")
-            if self.average is not None:
-                save_tensors(self.average.mean, folder / "averaged.safetensors")
-        save_random_state(folder / f"random-{self.rank}.pt")
+        self._state.save(folder)
         self.accelerator.wait_for_everyone()
         if self.is_main:
             path = self.checkpoints.finish(self.step, self.loader.state, self._plain_config)
@@ -293,12 +298,7 @@ class TrainingRun:
         decay = self.settings.ema_decay
         if decay is None:
             return None
-        if self.is_sharded:
-            raise SettingsError(
-                "run.ema_decay is set, but the parameters are split over ranks, where no running "
-                "mean is kept. Set run.ema_decay to None."
-            )
-        return ParameterAverage(self.trained, decay)
+        return ParameterAverage(fragments_of(self.engine, self.module, self.optimizer), decay)
 
     def _resume(self) -> None:
         path = self._checkpoint
@@ -307,28 +307,11 @@ class TrainingRun:
         about = read_about(path)
         check_same_recipe(about.config, self._plain_config, path)
         self.loader.resume(about.data)
-        if self.is_sharded:
-            self.accelerator.load_state(str(path / "sharded"))
-        else:
-            load_tensors_into(self.trained, path / "trainable.safetensors")
-            self._load_optimizer(path / "optimizer.pt")
-            if self.average is not None:
-                load_tensors_into(self.average.mean, path / "averaged.safetensors")
+        self._state.load(path)
         self.step = about.step
-        random_state = path / f"random-{self.rank}.pt"
-        if random_state.exists():
-            load_random_state(random_state)
-        else:
-            _log.warning("%s is not there; rank %d starts from the seed", random_state, self.rank)
+        if not self._state.load_random_state(path):
+            _log.warning("%s has no random state for rank %d: from the seed", path, self.rank)
         _log.info("Continuing %s", path)
-
-    def _load_optimizer(self, path: Path) -> None:
-        stored = load_plain(path)
-        if stored["names"] != self._names:
-            raise CheckpointError(f"{path} belongs to parameters of other names or another order.")
-        self.optimizer.load_state_dict(stored["state"])
-        if self.average is not None:
-            self.average.num_updates = stored["averaged_updates"]
 
     def _listen_for_termination(self) -> None:
         def terminate(_number: int, _frame: object) -> None:
@@ -350,18 +333,28 @@ class TrainingRun:
             raise NotFiniteError(not_finite_message(per_sample, batch.names, self.step))
         return mean
 
-    def _step(self, batch: TrainingBatch) -> None:
+    def _skips(self) -> bool:
+        """Whether this batch completes an update that is left out."""
+        loss = sum(self._losses) / len(self._losses)
+        return self.accelerator.sync_gradients and self.config.optimizer.skips(self.step, loss)
+
+    def _step(self, batch: TrainingBatch, *, skipped: bool) -> None:
         settings = self.config.optimizer
         loss = sum(self._losses) / len(self._losses)
         rate = settings.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         metrics = {"loss": loss, "learning_rate": rate}
-        if settings.skips(self.step, loss):
+        if skipped:
             _log.warning("The update after step %d is left out: its loss is %g", self.step, loss)
         else:
-            metrics["gradient_norm"] = self._clipped_norm(batch)
-            self.optimizer.step()
+            if self.engine in ("zero2", "zero3"):
+                norm = deepspeed_step(self.objective, settings.max_norm_at(self.step))
+                self._check_norm(norm, batch)
+                metrics["gradient_norm"] = norm
+            else:
+                metrics["gradient_norm"] = self._clipped_norm(batch)
+                self.optimizer.step()
             if self.average is not None:
                 self.average.update()
         self.optimizer.zero_grad()
@@ -376,14 +369,17 @@ class TrainingRun:
         limit = settings.max_norm_at(self.step)
         parameters = list(self.trained.values())
         norm = float(cast(Tensor, self.accelerator.clip_grad_norm_(parameters, limit)))
-        if not math.isfinite(norm):
-            raise NotFiniteError(
-                f"The gradient of the update after step {self.step} is not finite, though every "
-                f"loss is. Its last samples were {', '.join(batch.names)}. Nothing was applied."
-            )
+        self._check_norm(norm, batch)
         ratio = norm / limit
         if settings.spike_ratio is not None and (
             self.step >= settings.max_norm_steps and ratio > settings.spike_ratio
         ):
             self.accelerator.clip_grad_norm_(parameters, limit / min(ratio, 10))
         return norm
+
+    def _check_norm(self, norm: float, batch: TrainingBatch) -> None:
+        if not math.isfinite(norm):
+            raise NotFiniteError(
+                f"The gradient of the update after step {self.step} is not finite, though every "
+                f"loss is. Its last samples were {', '.join(batch.names)}. Nothing was applied."
+            )

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+
+from .export import Export
 
 
 class Objective(nn.Module):
@@ -14,9 +17,22 @@ class Objective(nn.Module):
     else is given as `inside` (generating samples, for one).
     """
 
+    def __init__(self, export: Export) -> None:
+        """Take how the network is written for use."""
+        super().__init__()
+        self.export = export
+        self.autocast_to: torch.dtype | None = None
+
     def forward(self, *args: Any, inside: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """Return `losses(*args, **kwargs)`, or what `inside` returns."""
-        return self.losses(*args, **kwargs) if inside is None else inside()
+        """Return `losses(*args, **kwargs)`, or a tuple of what `inside` returns.
+
+        Engines look for tensors in what a module returns; in a tuple they pass over all else.
+        """
+        if self.autocast_to is None:
+            return self.losses(*args, **kwargs) if inside is None else (inside(),)
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, self.autocast_to):
+            return self.losses(*args, **kwargs) if inside is None else (inside(),)
 
     def losses(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of each sample."""

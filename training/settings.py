@@ -77,6 +77,10 @@ class RunSettings:
             )
 
 
+EXPORT_DTYPES: dict[Precision, str] = {"bf16": "bfloat16", "fp32": "float32"}
+"""torch's names."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProceduralSource:
     """How samples are made where `data.train` or `data.validation` is `procedural`."""

@@ -18,7 +18,7 @@ from more4d_backend.strag.motion_vae import MotionVAE
 from more4d_backend.weights.kinds import WeightKind
 
 from .command_line import parse_config
-from .export import export_weights
+from .export import Export
 from .loader import TrainingLoader
 from .loop import TrainingRun
 from .losses import divergence_loss, motion_loss, visibility_weight
@@ -26,6 +26,7 @@ from .networks import PROFILES, motion_vae_to_train
 from .objectives import Objective
 from .recipes import MotionVaeConfig
 from .samples import TrainingBatch
+from .settings import EXPORT_DTYPES
 from .sources import training_samples
 from .targets import normalized_motion
 from .validation import (
@@ -43,10 +44,18 @@ _log = logging.getLogger(__name__)
 class MotionVaeObjective(Objective):
     """Motion through the VAE and back, against what went in."""
 
-    def __init__(self, motion_vae: MotionVAE, divergence_weight: float) -> None:
-        super().__init__()
+    def __init__(self, motion_vae: MotionVAE, config: MotionVaeConfig) -> None:
+        super().__init__(
+            Export(
+                kind=WeightKind.MOTION_VAE.value,
+                prefix="motion_vae.",
+                file="motion_vae.safetensors",
+                dtype=EXPORT_DTYPES[config.run.export_precision],
+                profile=PROFILES[config.profile].name,
+            )
+        )
         self.motion_vae = motion_vae
-        self.divergence_weight = divergence_weight
+        self.divergence_weight = config.divergence_weight
 
     def losses(
         self,
@@ -76,7 +85,7 @@ def train(config: MotionVaeConfig) -> Path:
     loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
 
     # 3. The network, its objective and its optimiser.
-    objective = MotionVaeObjective(motion_vae_to_train(config), config.divergence_weight)
+    objective = MotionVaeObjective(motion_vae_to_train(config), config)
     run.prepare(objective, loader, {"motion_vae.vae.decoder.": config.decoder_learning_rate})
     if run.is_new and len(validation):
         run.record(_validate(run, validation, config))
@@ -94,13 +103,7 @@ def train(config: MotionVaeConfig) -> Path:
             run.record(_validate(run, validation, config))
 
     # 5. The weights.
-    path = run.output / "motion_vae.safetensors"
-    with run.averaged():
-        state = run.state_of("motion_vae.")
-        if run.is_main:
-            export_weights(
-                state, WeightKind.MOTION_VAE, path, dtype=run.export_dtype, profile=profile.name
-            )
+    path = run.write_weights()
     run.close()
     return path
 

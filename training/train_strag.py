@@ -26,7 +26,7 @@ from more4d_backend.weights.kinds import WeightKind
 from . import networks
 from .command_line import parse_config
 from .conditions import FrozenEncoders, dropped
-from .export import export_weights
+from .export import Export
 from .loader import TrainingLoader
 from .loop import TrainingRun
 from .losses import (
@@ -39,6 +39,7 @@ from .losses import (
 from .objectives import Objective
 from .recipes import StragConfig
 from .samples import TrainingBatch
+from .settings import EXPORT_DTYPES
 from .sources import training_samples
 from .strag_validation import generated_motion
 from .targets import normalized_motion
@@ -82,9 +83,18 @@ class StragObjective(Objective):
     """The transformer's velocity against the true one."""
 
     def __init__(self, transformer: StragTransformer, config: StragConfig) -> None:
-        super().__init__()
+        profile = networks.strag_profile(config)
+        super().__init__(
+            Export(
+                kind=WeightKind.STRAG.value,
+                prefix="transformer.",
+                file="strag.safetensors",
+                dtype=EXPORT_DTYPES[config.run.export_precision],
+                profile=profile.name,
+            )
+        )
         self.transformer = transformer
-        self.unguided_frame = networks.strag_profile(config).unguided_frame
+        self.unguided_frame = profile.unguided_frame
         self.motion_perception = config.ablation.motion_perception
         self.max_error = config.max_error
 
@@ -210,12 +220,7 @@ def train(config: StragConfig) -> Path:
             run.record(_validate(run, given, validation))
 
     # 5. The weights.
-    path = run.output / "strag.safetensors"
-    with run.averaged():
-        state = run.state_of("transformer.")
-        if run.is_main:
-            name = given.profile.name
-            export_weights(state, WeightKind.STRAG, path, dtype=run.export_dtype, profile=name)
+    path = run.write_weights()
     run.close()
     return path
 

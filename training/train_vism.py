@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from more4d_backend.strag.profile import OWN
 from more4d_backend.vism.conditioning import condition_latent
-from more4d_backend.vism.lora import save_lora
 from more4d_backend.vism.pipeline import VismPipeline, VismSettings
 from more4d_backend.wan.latents import encode_video
 from more4d_backend.wan.sampling import NUM_TRAIN_TIMESTEPS, SamplingSettings
@@ -31,7 +30,7 @@ from more4d_backend.weights.kinds import WeightKind
 from . import networks
 from .command_line import parse_config
 from .conditions import FrozenEncoders, dropped
-from .export import export_weights
+from .export import Export
 from .holes import HoleSample, holes_of
 from .loader import TrainingLoader
 from .loop import TrainingRun
@@ -39,6 +38,7 @@ from .losses import add_noise, flow_matching_loss, stratified_noise_levels
 from .objectives import Objective
 from .recipes import VismConfig
 from .samples import TrainingBatch
+from .settings import EXPORT_DTYPES
 from .sources import training_samples
 from .validation import (
     NOISE_LEVELS,
@@ -79,8 +79,18 @@ class VismInputs:
 class VismObjective(Objective):
     """The transformer's velocity against the true one."""
 
-    def __init__(self, transformer: "WanTransformer3DModel") -> None:
-        super().__init__()
+    def __init__(self, transformer: "WanTransformer3DModel", config: VismConfig) -> None:
+        is_lora = config.mode == "lora"
+        kind = WeightKind.VISM_LORA if is_lora else WeightKind.FUN_INP
+        super().__init__(
+            Export(
+                kind=kind.value,
+                prefix="transformer.",
+                file="vism_lora.safetensors" if is_lora else "vism_base.safetensors",
+                dtype="float32" if is_lora else EXPORT_DTYPES[config.run.export_precision],
+                lora_alpha=config.lora_alpha if is_lora else None,
+            )
+        )
         self.transformer = transformer
 
     def losses(
@@ -150,8 +160,6 @@ def train(config: VismConfig) -> Path:
     """Train, and return the path of the weights."""
     # 1. The run: devices, seeds, what to continue.
     run = TrainingRun(config)
-    if config.mode == "lora":
-        run.refuse_sharded("A LoRA is written from whole parameters")
 
     # 2. The data.
     dataset = training_samples(config.data, run.device, novel_views=config.holes.novel > 0)
@@ -165,7 +173,7 @@ def train(config: VismConfig) -> Path:
     transformer = networks.vism_to_train(config)
     if config.run.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    run.prepare(VismObjective(transformer), loader)
+    run.prepare(VismObjective(transformer, config), loader)
     if run.is_new and len(validation):
         run.record(_validate(run, given, validation))
 
@@ -186,23 +194,8 @@ def train(config: VismConfig) -> Path:
             run.record(_validate(run, given, validation))
 
     # 5. The weights.
-    path = _export(run, config)
+    path = run.write_weights()
     run.close()
-    return path
-
-
-def _export(run: TrainingRun, config: VismConfig) -> Path:
-    path = run.output / (
-        "vism_lora.safetensors" if config.mode == "lora" else "vism_base.safetensors"
-    )
-    with run.averaged():
-        if config.mode == "lora":
-            if run.is_main:
-                save_lora(_transformer(run), path, metadata={"format": "pt"})
-        else:
-            state = run.state_of("transformer.")
-            if run.is_main:
-                export_weights(state, WeightKind.FUN_INP, path, dtype=run.export_dtype)
     return path
 
 

@@ -72,7 +72,7 @@ def test_a_half_written_checkpoint_is_told_by_its_file(name, tmp_path):
     with pytest.raises(CheckpointError, match=f"half-written: {name} has 40 of "):
         read_about(path)
     (path / name).unlink()
-    with pytest.raises(CheckpointError, match=f"half-written: {name} has 0 of "):
+    with pytest.raises(CheckpointError, match=f"is not whole: {name} is missing"):
         read_about(path)
 
 

@@ -94,7 +94,8 @@ def test_scenes_differ_in_field_of_view_scenery_kinds_and_words():
 def test_translations_go_where_they_are_said_to_by_half_to_one_and_a_half_of_the_mean(seed):
     settings = replace(SMALL, families=("translation",), speed_spread=0.5)
     sample = procedural_sample(seed, settings)
-    motion = normalize_motion(sample.positions(), sample.cameras, OWN_MOTION)[-1]
+    in_depths = replace(OWN_MOTION, gain=1.0)  # what the words' travel is in
+    motion = normalize_motion(sample.positions(), sample.cameras, in_depths)[-1]
     for number, thing in enumerate(sample.objects):
         on_it = sample.object_index == number
         world = sample.motion[-1, on_it].float().mean(0)

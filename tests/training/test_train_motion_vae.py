@@ -29,7 +29,8 @@ def _loss(objective: MotionVaeObjective, batch, seed: int = 0, **settings):
 
 
 def test_gradients_reach_every_new_parameter_at_step_0(small, batch):
-    objective = MotionVaeObjective(motion_vae_to_train(small(motion_vae_tiny, 1)), 1e-6)
+    config = small(motion_vae_tiny, 1)
+    objective = MotionVaeObjective(motion_vae_to_train(config), config)
     _loss(objective, batch).mean().backward()
     trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
     without = [n for n, p in trained.items() if p.grad is None or not p.grad.any()]
@@ -90,11 +91,12 @@ def test_the_file_says_what_it_is_and_how_it_was_trained(small):
 
 
 def test_motion_where_a_point_is_hidden_counts_less(small, batch):
-    objective = MotionVaeObjective(motion_vae_to_train(small(motion_vae_tiny, 1)), 0.0)
+    config = replace(small(motion_vae_tiny, 1), divergence_weight=0.0)
+    objective = MotionVaeObjective(motion_vae_to_train(config), config)
     motion = normalized_motion(batch, OWN.motion)
     half = torch.zeros_like(batch.visibility)
     half[..., :16] = True
-    wrong = motion + 5.0 * ~half[:, None]
+    wrong = motion + 5.0 * OWN.motion.gain * ~half[:, None]
     decode = objective.motion_vae.decode
 
     def loss(target, hidden_weight):

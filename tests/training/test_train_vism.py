@@ -35,7 +35,7 @@ def given(config):
 
 
 def _backward(config, given, batch) -> VismObjective:
-    objective = VismObjective(networks.vism_to_train(config))
+    objective = VismObjective(networks.vism_to_train(config), config)
     inputs = given.inputs(batch, holes_of(batch, HoleSettings(), _draw()), _draw())
     noise = torch.randn(inputs.latent.shape, generator=_draw(1))
     objective(inputs, torch.tensor([0.3, 0.8]), noise).mean().backward()
@@ -112,7 +112,7 @@ def test_the_written_lora_acts_as_the_trained_one(small, trained_base, given, ba
 
     def losses(transformer):
         with torch.no_grad():
-            return VismObjective(transformer)(inputs, torch.tensor([0.3, 0.8]), noise)
+            return VismObjective(transformer, config)(inputs, torch.tensor([0.3, 0.8]), noise)
 
     plain = losses(load_wan_transformer(trained_base))
     loaded = load_wan_transformer(trained_base)
