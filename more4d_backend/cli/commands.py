@@ -4,7 +4,7 @@ from typing import Annotated
 
 from tyro.conf import subcommand
 
-from .evaluate_command import Evaluate
+from .evaluate_command import Evaluate, Published
 from .generate_commands import Generate
 from .path_commands import Paths
 from .reconstruct_command import Reconstruct
@@ -23,6 +23,7 @@ COMMANDS = (
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Published, subcommand("published")]
     | Annotated[Download, subcommand("download")]
     | Annotated[Weights, subcommand("weights")]
     | Annotated[ReconstructMotion, subcommand("reconstruct-motion")]

@@ -16,11 +16,19 @@ from ..geometry import fov_from_focal
 from ..scene import Cameras
 from .tables import EvaluationError
 
-Alignment = Literal["none", "median", "scale", "scale-shift"]
-"""`none` for metric depth; `median` and `scale`: one factor; one factor and one offset."""
+Alignment = Literal[
+    "none", "median", "scale", "scale-shift", "absolute-scale", "absolute-scale-shift"
+]
+"""`none` for metric depth; `median` and `scale`: one factor; `scale-shift`: one factor and one
+offset. These two make relative errors least; with `absolute-`, errors in units of depth, as the
+published tables of video depth do."""
 
 _ROUNDS = 20
-"""Of reweighting; the fit settles within ten."""
+"""Of reweighting; the fit settles within ten. Errors in units of depth settle more slowly."""
+_ABSOLUTE_ROUNDS = 60
+_LAST_ROUNDS = 5
+_ENOUGH_PIXELS = 500_000
+"""Of more, a part is fitted first; all of them only in the last rounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +67,24 @@ def depth_errors(
     """
     ours, theirs = _valid_pairs(predicted, true, valid)
     scale, shift = align(ours, theirs, alignment)
-    ours = scale * ours + shift
-    error = ours - theirs
+    return errors_of_aligned(scale * ours + shift, theirs, scale=scale, shift=shift)
+
+
+def errors_of_aligned(
+    predicted: Float[Tensor, "pixel"],
+    true: Float[Tensor, "pixel"],
+    *,
+    scale: float = 1.0,
+    shift: float = 0.0,
+) -> DepthErrors:
+    """Compare depth as it is; `scale` and `shift` are only told on."""
+    error = predicted - true
     # A shift can push pixels to or behind the camera; those are off by more than any factor.
-    factor = torch.maximum(ours / theirs, theirs / ours).where(ours > 0, math.inf)
+    factor = torch.maximum(predicted / true, true / predicted).where(predicted > 0, math.inf)
     first, second, third = (float((factor < 1.25**n).double().mean()) for n in (1, 2, 3))
     return DepthErrors(
-        abs_rel=float((error.abs() / theirs).mean()),
-        sq_rel=float((error.square() / theirs).mean()),
+        abs_rel=float((error.abs() / true).mean()),
+        sq_rel=float((error.square() / true).mean()),
         rmse=float(error.square().mean().sqrt()),
         within=(first, second, third),
         scale=scale,
@@ -82,8 +100,8 @@ def align(
     `scale` and `scale-shift` minimise the mean relative error AbsRel; being absolute and not
     squared, it is little moved by wrong truth, but a prediction that is many times too far still
     weighs as many times more. `median` is the median of true / predicted, which no minority of
-    pixels moves far. A scale that minimises AbsRel is a weighted median, in closed form; with a
-    shift it is found by reweighted least squares, each round in closed form.
+    pixels moves far. A scale alone is a weighted median, in closed form; with a shift it is found
+    by reweighted least squares, each round in closed form.
     """
     if alignment == "none":
         return 1.0, 0.0
@@ -92,7 +110,13 @@ def align(
     if alignment == "scale":
         # sum |s p - t| / t = sum (p / t) |s - t / p|, least at the weighted median of t / p.
         return weighted_median(true / predicted, predicted / true), 0.0
-    return _scale_and_shift(predicted.double(), true.double())
+    if alignment == "absolute-scale":
+        # sum |s p - t| = sum p |s - t / p|
+        return weighted_median(true / predicted, predicted), 0.0
+    relative = alignment == "scale-shift"
+    unit = true.double() if relative else torch.ones_like(true).double()
+    rounds = _ROUNDS if relative else _ABSOLUTE_ROUNDS
+    return _scale_and_shift(predicted.double(), true.double(), unit, rounds)
 
 
 def weighted_median(values: Float[Tensor, "item"], weights: Float[Tensor, "item"]) -> float:
@@ -103,11 +127,30 @@ def weighted_median(values: Float[Tensor, "item"], weights: Float[Tensor, "item"
 
 
 def _scale_and_shift(
-    predicted: Float[Tensor, "pixel"], true: Float[Tensor, "pixel"]
+    predicted: Float[Tensor, "pixel"],
+    true: Float[Tensor, "pixel"],
+    unit: Float[Tensor, "pixel"],
+    rounds: int,
 ) -> tuple[float, float]:
-    weights = 1 / true.square()
+    """Minimise the sum of |scale * predicted + shift - true| / unit."""
+    part = slice(None, None, max(1, len(true) // _ENOUGH_PIXELS))
+    weights = 1 / unit[part].square()
+    found = _reweighted(predicted[part], true[part], unit[part], weights, rounds)
+    if len(true) < 2 * _ENOUGH_PIXELS:
+        return found
+    weights = _absolute_weights(predicted, true, unit, found)
+    return _reweighted(predicted, true, unit, weights, _LAST_ROUNDS)
+
+
+def _reweighted(
+    predicted: Float[Tensor, "pixel"],
+    true: Float[Tensor, "pixel"],
+    unit: Float[Tensor, "pixel"],
+    weights: Float[Tensor, "pixel"],
+    rounds: int,
+) -> tuple[float, float]:
     scale, shift = 1.0, 0.0
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         total = weights.sum()
         mean_p, mean_t = (weights * predicted).sum() / total, (weights * true).sum() / total
         spread = (weights * (predicted - mean_p).square()).sum()
@@ -116,10 +159,16 @@ def _scale_and_shift(
         covariance = (weights * (predicted - mean_p) * (true - mean_t)).sum()
         scale = float(covariance / spread)
         shift = float(mean_t - scale * mean_p)
-        # |r| / t = r^2 / (|r| t): weights that make squares absolute; bounded near r = 0.
-        residual = (scale * predicted + shift - true).abs()
-        weights = 1 / (residual.clamp_min(1e-6 * float(mean_t)) * true)
+        weights = _absolute_weights(predicted, true, unit, (scale, shift))
     return scale, shift
+
+
+def _absolute_weights(
+    predicted: Tensor, true: Tensor, unit: Tensor, fit: tuple[float, float]
+) -> Float[Tensor, "pixel"]:
+    """Weights that make squares absolute: |r| / u = r^2 / (|r| u); bounded near r = 0."""
+    residual = (fit[0] * predicted + fit[1] - true).abs()
+    return 1 / (residual.clamp_min(1e-6 * float(true.mean())) * unit)
 
 
 def constant_abs_rel(true: Float[Tensor, "*axes"], valid: Bool[Tensor, "*axes"]) -> float:

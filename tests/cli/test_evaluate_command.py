@@ -59,3 +59,30 @@ def test_the_mean_is_that_of_an_exact_and_a_still_prediction(folders):
     (report,) = evaluate(pairs_of_folders(folders / "predicted", folders / "truth"))
     assert not report.failures
     assert report.mean("end-point error") > 0
+
+
+def test_a_benchmark_is_evaluated_from_scene_files(folders, capsys, tmp_path):
+    pytest.importorskip("evo", reason='pose errors need evo: pip install "more4d[evaluation]"')
+    command = [
+        "--benchmark",
+        "tum-dynamics",
+        "--predicted",
+        str(tmp_path),
+        "--truth",
+        str(tmp_path),
+    ]
+    assert main(["evaluate", *command, "-o", str(tmp_path / "tum.json")]) == 1
+    assert "FAILED walking_xyz" in capsys.readouterr().out
+    (report,) = json.loads((tmp_path / "tum.json").read_text())
+    assert report["title"] == "TUM-dynamics: cameras"
+    assert len(report["failed"]) == 8
+    assert report["mean"]["ATE"] is None
+
+
+def test_options_that_have_no_effect_are_refused(tmp_path, caplog):
+    both = ["--predicted", str(tmp_path), "--truth", str(tmp_path)]
+    assert main(["evaluate", *both, "--reconstruct"]) == 2
+    assert "only go with --benchmark" in caplog.text
+    manifest = ["--manifest", str(tmp_path / "m.json"), "--benchmark", "sintel"]
+    assert main(["evaluate", *manifest]) == 2
+    assert "not --manifest" in caplog.text

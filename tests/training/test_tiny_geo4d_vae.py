@@ -50,6 +50,6 @@ def test_a_strengthened_vae_says_more_of_a_picture_than_noise_hides(batch):
 
     torch.manual_seed(0)
     vae = Geo4DVAE(GEO4D_SIZES["tiny"].vae).eval()
-    assert signal_to_noise(vae) < 1  # measured: 0.2
+    assert signal_to_noise(vae) < 1  # measured: 0.13
     strengthen(vae)
-    assert signal_to_noise(vae) > 5  # measured: 13
+    assert signal_to_noise(vae) > 5  # measured: 9
