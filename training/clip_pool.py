@@ -11,7 +11,8 @@ from torch import Tensor
 from more4d_backend.motion import MotionNormalization
 from more4d_backend.strag.conditioning import depth_picture_of
 
-from .samples import SampleSize, TrainingBatch
+from .pictures import Pictures, PictureSamples
+from .samples import SampleSize, TrainingBatch, stack_samples
 from .targets import normalized_motion
 
 MOVES = 1e-2
@@ -24,30 +25,42 @@ _STILL = 1e-4
 class ClipPool:
     """Samples as the VAEs see them."""
 
-    motion: Float[Tensor, "sample 3 frame height width"]
+    motion: Float[Tensor, "scene 3 frame height width"]
     """Normalised, float16."""
+
+    image: UInt8[Tensor, "scene 3 1 height width"]
+    """sRGB, of frame 0."""
+
+    depth_picture: Float[Tensor, "scene 3 1 height width"]
+    """Depth of frame 0 as 4D-STraG is given it, in [-1, 1], float16."""
 
     video: UInt8[Tensor, "sample 3 frame height width"]
     """sRGB; of the source camera and of the novel one in turn."""
 
-    depth_picture: Float[Tensor, "sample 3 1 height width"]
-    """Depth of frame 0 as 4D-STraG is given it, in [-1, 1], float16."""
-
     @classmethod
     def filled(
-        cls, batches: Iterable[TrainingBatch], normalization: MotionNormalization
+        cls,
+        pictures: Pictures,
+        batches: Iterable[TrainingBatch],
+        normalization: MotionNormalization,
     ) -> "ClipPool":
-        """Keep what is needed of every sample."""
-        motions, videos, depths = [], [], []
+        """Make motion and stills of pictures, where those are, and take videos from samples."""
+        videos = []
         for batch in batches:
-            motions.append(normalized_motion(batch, normalization).half())
             novel = batch.video if batch.novel_video is None else batch.novel_video
             chosen = torch.cat([batch.video[::2], novel[1::2]])
             videos.append(rearrange(chosen, "b f h w c -> b c f h w").contiguous())
-            picture = depth_picture_of(batch.depth, normalization)
-            depths.append(picture[:, None, None].expand(-1, 3, -1, -1, -1).half())
+        scenes = PictureSamples(pictures)
+        motions = [
+            normalized_motion(stack_samples([scenes[n]]), normalization).half()
+            for n in range(len(scenes))
+        ]
+        depths = [depth_picture_of(d[None].float(), normalization).half() for d in pictures.depth]
         return cls(
-            motion=torch.cat(motions), video=torch.cat(videos), depth_picture=torch.cat(depths)
+            motion=torch.cat(motions),
+            image=pictures.images[:, :, None],
+            depth_picture=torch.stack(depths)[:, None].expand(-1, 3, -1, -1, -1),
+            video=torch.cat(videos),
         )
 
     def motion_crops(
@@ -58,7 +71,7 @@ class ClipPool:
         A clip begins with the still frame 0 and takes every first, second or third frame, as many
         as there are. To turn the sign of a motion along one axis makes another motion.
         """
-        chosen = self._samples(count, generator)
+        chosen = self._integers(0, len(self.motion), count, generator)
         moves = self.motion[chosen, :, -1].abs().amax(1).maximum(
             self.motion[chosen, :, self.motion.shape[2] // 3].abs().amax(1)
         ).flatten(1) > MOVES  # fmt: skip
@@ -67,7 +80,7 @@ class ClipPool:
         strides = self._integers(1, min(3, longest) + 1, count, generator)
         last = [stride * (size.num_frames - 1) + 1 for stride in strides]
         spans = [slice(0, end, stride) for end, stride in zip(last, strides, strict=True)]
-        crops = self._cut(self.motion, chosen, centers, spans, size, generator).float()
+        crops = self._cut(self.motion, chosen, centers, spans, size, generator)
         draw = torch.rand(5, count, generator=generator, device=crops.device)
         crops = crops * torch.where(draw[:3].T < 0.5, -1.0, 1.0).view(-1, 3, 1, 1, 1)
         return _mirrored(_mirrored(crops, -1, draw[3]), -2, draw[4])
@@ -75,23 +88,30 @@ class ClipPool:
     def picture_crops(
         self, count: int, size: SampleSize, generator: torch.Generator
     ) -> Float[Tensor, "count 3 frame height width"]:
-        """Cut clips out of videos, and out of still depth pictures for a quarter, in [-1, 1]."""
-        chosen = self._samples(count, generator)
-        num_pixels = self.video.shape[-2] * self.video.shape[-1]
-        centers = torch.tensor(self._integers(0, num_pixels, count, generator))
+        """Cut clips in [-1, 1] out of what 4D-STraG and 4D-ViSM have encoded.
+
+        A quarter is depth that stands still, a quarter images that do, and the rest videos.
+        """
+        quarter = max(1, count // 4)
+        still = [slice(0, 1)] * quarter
+        depth = self._places(self.depth_picture, still, size, generator)
+        image = self._places(self.image, still, size, generator) / 127.5 - 1
         latest = self.video.shape[2] - size.num_frames
-        firsts = self._integers(0, latest + 1, count, generator)
+        firsts = self._integers(0, latest + 1, count - 2 * quarter, generator)
         spans = [slice(first, first + size.num_frames) for first in firsts]
-        clips = self._cut(self.video, chosen, centers, spans, size, generator).float() / 127.5 - 1
-        num_depth = max(1, count // 4)
-        still = [slice(0, 1)] * num_depth
-        first = chosen[:num_depth], centers[:num_depth]
-        depth = self._cut(self.depth_picture, *first, still, size, generator).float()
-        clips[:num_depth] = depth.expand(-1, -1, size.num_frames, -1, -1)
+        video = self._places(self.video, spans, size, generator) / 127.5 - 1
+        frames = (-1, -1, size.num_frames, -1, -1)
+        clips = torch.cat([depth.expand(frames), image.expand(frames), video])
         return _mirrored(clips, -1, torch.rand(count, generator=generator, device=clips.device))
 
-    def _samples(self, count: int, generator: torch.Generator) -> list[int]:
-        return self._integers(0, len(self.motion), count, generator)
+    def _places(
+        self, source: Tensor, spans: list[slice], size: SampleSize, generator: torch.Generator
+    ) -> Tensor:
+        """Cut each span out of a sample, at a place, both of them drawn."""
+        chosen = self._integers(0, len(source), len(spans), generator)
+        num_pixels = source.shape[-2] * source.shape[-1]
+        centers = torch.tensor(self._integers(0, num_pixels, len(spans), generator))
+        return self._cut(source, chosen, centers, spans, size, generator)
 
     def _integers(self, low: int, high: int, count: int, generator: torch.Generator) -> list[int]:
         device = generator.device
@@ -119,7 +139,8 @@ class ClipPool:
                 max(0, min(left, width - size.width)),
             )
             rows, columns = slice(top, top + size.height), slice(left, left + size.width)
-            crops.append(source[sample, :, span, rows, columns])
+            # Before they are stacked: autocast to bfloat16 refuses to stack halves.
+            crops.append(source[sample, :, span, rows, columns].float())
         return torch.stack(crops)
 
 

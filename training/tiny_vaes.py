@@ -1,7 +1,7 @@
 """The embedded VAEs as they are trained: one encoder, a decoder of pictures and one of motion."""
 
 import copy
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -75,34 +75,38 @@ class TinyVaes(nn.Module):
         encode = EncoderAdapter(_ADAPTER_WIDTH, normalize=False)
         decode = DecoderAdapter(_ADAPTER_WIDTH, normalize=False)
         self.motion = MotionVAE(vae, encode, decode, OWN.latents)
+        self.is_split = False
+
+    def get_extra_state(self) -> dict[str, bool]:
+        """Return what a checkpoint holds besides tensors."""
+        return {"is_split": self.is_split}
+
+    def set_extra_state(self, state: dict[str, bool]) -> None:
+        """Take it over."""
+        self.is_split = state["is_split"]
 
     def losses(
         self,
         pictures: Float[Tensor, "clip 3 frame height width"],
         motion: Float[Tensor, "crop 3 frame height width"],
-        *,
-        decoder: Literal["shared", "own"],
-        squared: bool,
     ) -> Losses:
         """Send pictures (in [-1, 1]) and motion through and back.
 
         From scratch a decoder of motion settles at no motion at all, because most places rest and
         what moves goes either way. So motion begins as one more kind of picture with the decoder of
-        pictures (`shared`), from which its own decoder then starts (`split_decoders`), and with the
-        root mean square error (`squared`), for which the mean of all motions is worse than any.
+        pictures, from which its own then starts (`split_decoders`), and until then with the root
+        mean square error, for which the mean of all motions is worse than any.
         """
         shown = self.motion.encoder_prompt(motion)
         posterior = self.rgb.encode(torch.cat([pictures, shown]), return_dict=False)[0]
         latent, felt = posterior.sample().split([len(pictures), len(motion)])
-        if decoder == "shared":
-            decoded = decode_own_units(self.rgb, torch.cat([latent, felt]))
-            seen, decoded_motion = decoded.split([len(pictures), len(motion)])
-            decoded_motion = self.motion.decoder_prompt(decoded_motion)
+        seen = decode_own_units(self.rgb, latent)
+        if self.is_split:
+            decoded = self.motion.decode(self.motion.standardize(felt))
         else:
-            seen = decode_own_units(self.rgb, latent)
-            decoded_motion = self.motion.decode(self.motion.standardize(felt))
-        colour, mover = seen.float() - pictures, decoded_motion.float() - motion
-        norm = _root_mean_square if squared else _mean_absolute
+            decoded = self.motion.decoder_prompt(decode_own_units(self.rgb, felt))
+        colour, mover = seen.float() - pictures, decoded.float() - motion
+        norm = _mean_absolute if self.is_split else _root_mean_square
         spread = divergence_loss(posterior.mean, posterior.logvar).mean() / latent[0].numel()
         return {
             "loss": norm(colour) + _MOTION_WEIGHT * norm(mover) + _DIVERGENCE * spread,
@@ -112,6 +116,7 @@ class TinyVaes(nn.Module):
 
     def split_decoders(self, average: ParameterAverage) -> None:
         """Let the decoder of motion start from that of pictures, and its running mean with it."""
+        self.is_split = True
         for part in ("decoder", "post_quant_conv"):
             source = self.rgb.get_submodule(part)
             self.motion.vae.get_submodule(part).load_state_dict(source.state_dict())

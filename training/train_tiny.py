@@ -1,18 +1,21 @@
 """Train the embedded parts that the three trainers take as given: RGB VAE and depth network.
 
-    python -m training.train_tiny vae --output runs/tiny
-    python -m training.train_tiny depth --output runs/tiny
-    python -m training.train_tiny vae --output /tmp/v --steps 2 --device cpu --precision fp32
+    python -m training.train_tiny draw --output runs/tiny --count 8000
+    python -m training.train_tiny vae --output runs/tiny --minutes 10 --compile
+    python -m training.train_tiny depth --output runs/tiny --minutes 3
 
-`vae` learns colours, depth pictures and motion together, with one encoder and two decoders: from
-colours alone the encoder would keep little of what a motion map holds. It writes
-`wan_vae.safetensors` as embedded, and `motion_vae.safetensors` for `train_motion_vae` to go on
-with. Everything is drawn from procedural seeds; no sample is stored.
+`draw` draws pictures on the CPU's cores, once for everything that learns from them; the others read
+them. `vae` learns colours, depth pictures and motion together, with one encoder and two decoders:
+from colours alone the encoder would keep little of what a motion map holds. It writes `wan_vae` and
+`motion_vae` as embedded files, and `motion_vae_start.safetensors` in full precision, with which
+`train_motion_vae` can go on.
 """
 
 import copy
 import logging
-import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -25,25 +28,82 @@ from more4d_backend.weights.kinds import WeightKind
 
 from .averaging import ParameterAverage
 from .clip_pool import ClipPool
+from .convolution_layout import use_fastest_layout
 from .export import export_weights
-from .pictures import draw_pictures
+from .pictures import Pictures, PictureSamples, draw_pictures
 from .procedural import PROCEDURAL_RECIPES
-from .samples import SampleSize
+from .samples import SampleSize, stack_samples
+from .sources import VALIDATION_SEED
+from .targets import normalized_motion
 from .tiny_loop import SEEDS_APART, Losses, TinyTraining, train_tiny
 from .tiny_vaes import TinyVaes
 
 _log = logging.getLogger(__name__)
 
-_WHOLE_SHARE = 0.06
-"""Of the updates: the last ones, on whole clips."""
+_SPLIT_SHARE = 0.5
+"""Of the training: after it each decoder learns by itself, and from the absolute error."""
+_WHOLE_SHARE = 0.08
+"""Of the training: the end, on whole clips."""
+_CROP = SampleSize(num_frames=17, height=64, width=64)
+_NUM_CROPS = 12
+"""Of pictures, and as many of motion: both decoders are then one compiled program."""
+_NUM_WHOLE = (2, 3)
+"""Of pictures and of motion."""
 
 
 RECIPES = {
-    "vae": TinyTraining(part="vae", steps=5200, batch_size=10, learning_rate=1e-3, pool_size=1500),
+    "vae": TinyTraining(
+        part="vae",
+        steps=50_000,
+        batch_size=10,
+        learning_rate=1e-3,
+        pool_size=1000,
+        must_fall=("R", 0.9, 1500),
+    ),
     "depth": TinyTraining(
         part="depth", steps=6000, batch_size=32, learning_rate=2e-3, pool_size=16_000
     ),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What pictures are drawn."""
+
+    output: Path = Path("runs/tiny")
+    """They go to `pictures/` in it."""
+
+    count: int = 8000
+    """How many."""
+
+    per_file: int = 4000
+    """How many in each file."""
+
+    seed: int = 1
+    """Of the training that they are for."""
+
+    workers: int = 16
+    """Processes."""
+
+
+def draw(drawing: Drawing) -> None:
+    """Draw pictures into files; those already there are kept."""
+    for first in range(0, drawing.count, drawing.per_file):
+        count = min(drawing.per_file, drawing.count - first)
+        path = drawing.output / "pictures" / f"{drawing.seed:03d}-{first:07d}-{count}.safetensors"
+        if path.exists():
+            _log.info("%s is there already and is kept", path)
+            continue
+        start = time.perf_counter()
+        pictures = draw_pictures(
+            PROCEDURAL_RECIPES["tiny"](),
+            first_seed=drawing.seed * SEEDS_APART + first,
+            count=count,
+            num_workers=drawing.workers,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures.save(path)
+        _log.info("%s: %d pictures in %.0f s", path, count, time.perf_counter() - start)
 
 
 def train_vaes(training: TinyTraining) -> None:
@@ -55,57 +115,81 @@ def train_vaes(training: TinyTraining) -> None:
     torch.manual_seed(training.seed)
     model = TinyVaes().to(training.device)
     generator = torch.Generator(training.device).manual_seed(training.seed)
-    count = math.ceil(training.pool_size / training.batch_size)
-    pool = ClipPool.filled(training.batches(first=0, count=count), OWN.motion)
-    _log.info("Drew %d clips", len(pool.motion))
-    split_step = training.steps // 2
-    small_steps = round(training.steps * (1 - _WHOLE_SHARE))
-    small = SampleSize(num_frames=17, height=64, width=64)
-    whole = SampleSize(num_frames=pool.motion.shape[2], height=pool.motion.shape[3],
-                       width=pool.motion.shape[4])  # fmt: skip
+    pool = ClipPool.filled(_pictures(training), training.batches(), OWN.motion)
+    _log.info("%d scenes and %d videos to learn from", len(pool.motion), len(pool.video))
+    is_compiled = training.compile
 
-    def losses(step: int, average: ParameterAverage) -> Losses:
-        if step == split_step:
+    def losses(progress: float, average: ParameterAverage) -> Losses:
+        nonlocal is_compiled
+        if progress >= _SPLIT_SHARE and not model.is_split:
             model.split_decoders(average)
-        size, counts = (small, (8, 12)) if step < small_steps else (whole, (2, 4))
-        return model.losses(
-            pool.picture_crops(counts[0], size, generator),
-            pool.motion_crops(counts[1], size, generator),
-            decoder="shared" if step < split_step else "own",
-            squared=step < split_step,
-        )
+        is_whole = progress >= 1 - _WHOLE_SHARE
+        if is_whole and is_compiled:  # to compile for another size takes as long as this phase
+            is_compiled = False
+            _run_whole_clips(model)
+        return _crop_losses(model, pool, generator, is_whole=is_whole)
 
-    for vae in (model.rgb, model.motion.vae):
-        run_whole_clips(vae, compiled=training.compile)
+    _run_whole_clips(model)
+    trial = torch.Generator(training.device).manual_seed(0)
+    with training.autocast():
+        use_fastest_layout(model, lambda: _crop_losses(model, pool, trial)["loss"])
+    _run_whole_clips(model, compiled=training.compile)
     average = train_tiny(model, losses, training, generator)
-    for vae in (model.rgb, model.motion.vae):
-        run_whole_clips(vae)
+    _run_whole_clips(model)
     with torch.no_grad(), average.in_use(), training.autocast():
-        _log.info("On other samples: %s", _measured(model.eval(), training))
-        _fold_statistics(model, pool)
+        _fold_statistics(model.eval(), pool)
+        _log.info("On other samples: %s", _measured(model, training))
         _write_vaes(model, training)
+
+
+def _crop_losses(
+    model: TinyVaes, pool: ClipPool, generator: torch.Generator, *, is_whole: bool = False
+) -> Losses:
+    size, counts = _CROP, (_NUM_CROPS, _NUM_CROPS)
+    if is_whole:
+        frames, height, width = pool.motion.shape[2:]
+        size, counts = SampleSize(num_frames=frames, height=height, width=width), _NUM_WHOLE
+    return model.losses(
+        pool.picture_crops(counts[0], size, generator),
+        pool.motion_crops(counts[1], size, generator),
+    )
+
+
+def _run_whole_clips(model: TinyVaes, *, compiled: bool = False) -> None:
+    for vae in (model.rgb, model.motion.vae):
+        run_whole_clips(vae, compiled=compiled)
+
+
+def _pictures(training: TinyTraining) -> Pictures:
+    files = sorted((training.output / "pictures").glob("*.safetensors"))
+    return Pictures.load(files).to(training.device)
 
 
 def _measured(model: TinyVaes, training: TinyTraining) -> str:
     """Errors on whole clips that were not trained on."""
-    pool = ClipPool.filled(training.batches(first=SEEDS_APART // 2, count=2), OWN.motion)
-    motion, errors = pool.motion.float(), []
-    for clip in motion[:, None]:
-        errors.append((model.motion.decode(model.motion.encode(clip)) - clip).abs().sum())
-    relative = torch.stack(errors).sum() / motion.abs().sum()
-    colours = pool.video[:16].float() / 127.5 - 1
-    decoded = [decode_video(model.rgb, encode_video(model.rgb, clip)) for clip in colours[:, None]]
-    psnr = -10 * ((torch.cat(decoded) - colours) / 2).square().mean().log10()
-    return f"R {relative:.3f}, colours {psnr:.2f} dB"
+    settings = PROCEDURAL_RECIPES["tiny"]()
+    pictures = draw_pictures(settings, first_seed=VALIDATION_SEED, count=16).to(training.device)
+    scenes, sums, squares = PictureSamples(pictures), torch.zeros(2), []
+    for number in range(len(scenes)):
+        batch = stack_samples([scenes[number]])
+        motion = normalized_motion(batch, OWN.motion)
+        decoded = model.motion.decode(model.motion.encode(motion))
+        sums += torch.stack([(decoded - motion).abs().sum(), motion.abs().sum()]).cpu()
+        image = batch.video[:, :5].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        seen = decode_video(model.rgb, encode_video(model.rgb, image))
+        squares.append(((seen - image) / 2).square().mean())
+    psnr = -10 * torch.stack(squares).mean().log10()
+    return f"R {sums[0] / sums[1]:.3f}, colours of stills {psnr:.2f} dB"
 
 
 def _fold_statistics(model: TinyVaes, pool: ClipPool) -> None:
     pictures, motions = [], []
-    for number in range(min(64, len(pool.motion))):
+    for number in range(min(64, len(pool.motion), len(pool.video))):
         clip = pool.video[number, None].float() / 127.5 - 1
+        still = pool.image[number, None].float() / 127.5 - 1
         depth = pool.depth_picture[number, None].float()
         # Videos, and pictures held still as 4D-STraG is given them.
-        for seen in (clip, clip[:, :, :1].expand_as(clip), depth.expand_as(clip)):
+        for seen in (clip, still.expand_as(clip), depth.expand_as(clip)):
             pictures.append(encode_video(model.rgb, seen))
         motions.append(model.motion.encode(pool.motion[number, None].float()))
     # One encoder, but two scales of what it says.
@@ -117,8 +201,8 @@ def _fold_statistics(model: TinyVaes, pool: ClipPool) -> None:
 
 
 def _write_vaes(model: TinyVaes, training: TinyTraining) -> None:
-    recipe = f"training.train_tiny vae --steps {training.steps} --seed {training.seed}"
-    write_embedded("wan_vae", model.rgb, folder=training.output, recipe=recipe)
+    write_embedded("wan_vae", model.rgb, folder=training.output, recipe=training.recipe)
+    write_embedded("motion_vae", model.motion, folder=training.output, recipe=training.recipe)
     path = training.output / "motion_vae_start.safetensors"
     state, kind = model.motion.state_dict(), WeightKind.MOTION_VAE
     export_weights(state, kind, path, dtype=torch.float32, profile=OWN.name)
@@ -129,16 +213,11 @@ def train_depth(training: TinyTraining) -> None:
     torch.manual_seed(training.seed)
     model = DepthNetwork().to(training.device)
     generator = torch.Generator(training.device).manual_seed(training.seed)
-    settings = PROCEDURAL_RECIPES["tiny"]()
-    pool = draw_pictures(
-        settings,
-        first_seed=training.seed * SEEDS_APART,
-        count=training.pool_size,
-        num_workers=training.workers,
-    ).to(training.device)
+    pool = _pictures(training)
     images, depths, focals = pool.images, pool.depth, pool.log_focal
+    _log.info("%d pictures to learn from", len(pool))
 
-    def losses(_step: int, _average: ParameterAverage) -> Losses:
+    def losses(_progress: float, _average: ParameterAverage) -> Losses:
         chosen = torch.randint(
             len(images), (training.batch_size,), generator=generator, device=images.device
         )
@@ -154,14 +233,19 @@ def train_depth(training: TinyTraining) -> None:
         return {"loss": shape + 0.1 * error.abs().mean() + field, "shape": shape, "focal": field}
 
     average = train_tiny(model, losses, training, generator)
-    recipe = f"training.train_tiny depth --steps {training.steps} --seed {training.seed}"
     with average.in_use():
-        write_embedded("depth", model, folder=training.output, recipe=recipe)
+        write_embedded("depth", model, folder=training.output, recipe=training.recipe)
 
 
 if __name__ == "__main__":
     import tyro
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    told = tyro.extras.overridable_config_cli({n: (n, r) for n, r in RECIPES.items()})
-    {"vae": train_vaes, "depth": train_depth}[told.part](told)
+    told = tyro.cli(
+        tyro.extras.subcommand_type_from_defaults({"draw": Drawing(), **RECIPES}),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    if isinstance(told, Drawing):
+        draw(told)
+    else:
+        {"vae": train_vaes, "depth": train_depth}[told.part](told)

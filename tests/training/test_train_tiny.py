@@ -11,9 +11,12 @@ from more4d_backend.weights.model_loading import load_motion_vae, load_wan_vae
 from training import tiny_loop, tiny_vaes, train_tiny
 from training.averaging import ParameterAverage
 from training.clip_pool import ClipPool
+from training.convolution_layout import set_layout, use_fastest_layout
 from training.generated import GeneratedBatches
-from training.procedural import procedural_sample
+from training.pictures import Pictures
+from training.procedural import procedural_sample, procedural_tiny
 from training.procedural_settings import ProceduralSettings
+from training.run_errors import NotFiniteError
 from training.samples import SampleSize
 from training.tiny_vaes import TinyVaes
 
@@ -31,12 +34,19 @@ def pool():
     motion[:, :, 0] = 0
     video = torch.randint(0, 255, (3, 3, 17, 64, 64), dtype=torch.uint8, generator=generator)
     depth = torch.rand(3, 3, 1, 64, 64, generator=generator)
-    return ClipPool(motion=motion.half(), video=video, depth_picture=depth.half())
+    return ClipPool(
+        motion=motion.half(), image=video[:, :, :1], depth_picture=depth.half(), video=video
+    )
 
 
 @pytest.fixture
 def training(monkeypatch, pool, tmp_path):
-    monkeypatch.setattr(ClipPool, "filled", classmethod(lambda _cls, _batches, _n: pool))
+    monkeypatch.setattr(ClipPool, "filled", classmethod(lambda _cls, *_: pool))
+    monkeypatch.setattr(train_tiny, "_pictures", lambda _training: None)
+    monkeypatch.setattr(train_tiny, "_CROP", SampleSize(num_frames=5, height=32, width=32))
+    monkeypatch.setattr(train_tiny, "_NUM_CROPS", 4)
+    small = replace(procedural_tiny(), size=SampleSize(num_frames=5, height=32, width=48))
+    monkeypatch.setitem(train_tiny.PROCEDURAL_RECIPES, "tiny", lambda: small)
     return replace(
         train_tiny.RECIPES["vae"],
         output=tmp_path,
@@ -49,11 +59,18 @@ def training(monkeypatch, pool, tmp_path):
 
 def test_both_vaes_are_written_and_load(training):
     train_tiny.train_vaes(training)
-    rgb = next(training.output.rglob("*wan_vae.safetensors"))
+    rgb, motion = (
+        next(training.output.rglob(f"*{name}_vae.safetensors")) for name in ("wan", "motion")
+    )
     start = training.output / "motion_vae_start.safetensors"
     assert load_wan_vae(rgb, dtype=torch.float32).config["base_dim"] == 4
-    motion_vae = load_motion_vae(start, OWN.latents, dtype=torch.float32)
-    assert motion_vae.decode(motion_vae.encode(torch.zeros(1, 3, 5, 16, 16))).isfinite().all()
+    clip = torch.randn(1, 3, 5, 16, 16) * 0.3
+    decoded = []
+    for path, encoder in ((start, None), (motion, rgb)):
+        model = load_motion_vae(path, OWN.latents, encoder=encoder, dtype=torch.float32)
+        decoded.append(model.decode(model.encode(clip)))
+    # The embedded file is rounded to bfloat16; measured 0.02.
+    assert (decoded[0] - decoded[1]).norm() < 0.1 * decoded[0].norm()
 
 
 def test_latents_of_both_vaes_have_mean_zero_and_std_one(training, pool):
@@ -135,3 +152,73 @@ def test_generated_batches_are_the_samples_of_their_seeds():
     sample = procedural_sample(9, settings)
     assert torch.equal(batches[1].motion[0], sample.motion)
     assert torch.equal(batches[1].video[0], sample.video)
+
+
+def fake_training(**settings):
+    return replace(
+        train_tiny.RECIPES["depth"], **({"device": "cpu", "precision": "fp32"} | settings)
+    )
+
+
+def fake_losses(values, model):
+    return lambda _progress, _average: {"loss": model.weight.sum() * 0, "R": values}
+
+
+def test_a_training_that_does_not_learn_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_loop, "_SAY_EVERY", 5)
+    training = fake_training(output=tmp_path, steps=40, must_fall=("R", 0.9, 10))
+    model, generator = torch.nn.Linear(1, 1), torch.Generator()
+    with pytest.raises(tiny_loop.DeadTrainingError, match=r"R is 1\.000 after 10 updates"):
+        tiny_loop.train_tiny(model, fake_losses(torch.tensor(1.0), model), training, generator)
+    tiny_loop.train_tiny(model, fake_losses(torch.tensor(0.8), model), training, generator)
+
+
+def test_a_value_that_is_not_finite_ends_a_training(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    losses = fake_losses(torch.tensor(float("nan")), model)
+    with pytest.raises(NotFiniteError):
+        tiny_loop.train_tiny(model, losses, fake_training(output=tmp_path), torch.Generator())
+
+
+def test_a_training_with_a_time_ends_with_it_and_its_learning_rate(tmp_path, monkeypatch):
+    clock, seen = iter(range(10_000)), []
+    monkeypatch.setattr(tiny_loop.time, "perf_counter", lambda: float(next(clock)))
+    model = torch.nn.Linear(1, 1)
+
+    def losses(progress, _average):
+        seen.append(progress)
+        return {"loss": model.weight.sum()}
+
+    training = fake_training(output=tmp_path, steps=10_000, minutes=1.0)
+    tiny_loop.train_tiny(model, losses, training, torch.Generator())
+    assert 20 <= len(seen) <= 60
+    assert seen == sorted(seen)
+    assert seen[-1] > 0.9
+    assert training.learning_rate_at(len(seen), seen[-1]) < 0.03 * training.learning_rate
+
+
+def test_drawn_pictures_are_kept_and_those_that_are_missing_are_added(tmp_path, monkeypatch):
+    small = replace(procedural_tiny(), size=SampleSize(num_frames=5, height=32, width=48))
+    monkeypatch.setitem(train_tiny.PROCEDURAL_RECIPES, "tiny", lambda: small)
+    drawing = train_tiny.Drawing(output=tmp_path, count=3, per_file=2, workers=0)
+    train_tiny.draw(drawing)
+    first, second = sorted((tmp_path / "pictures").iterdir())
+    assert len(Pictures.load([first, second])) == 3
+    written, _ = first.stat().st_mtime_ns, second.unlink()
+    train_tiny.draw(drawing)
+    assert first.stat().st_mtime_ns == written
+    assert second.exists()
+
+
+def test_layout_changes_where_weights_lie_and_not_what_they_compute():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 3), torch.nn.Conv3d(4, 3, 1))
+    clip = torch.randn(2, 3, 5, 8, 8)
+    before = model(clip)
+    use_fastest_layout(model, lambda: model(clip).square().mean())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for channels_last in (True, False):
+        set_layout(model, channels_last=channels_last)
+        is_last = model[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+        assert is_last == channels_last
+        torch.testing.assert_close(model(clip), before)
