@@ -181,7 +181,8 @@ class More4DCameraFromLoad3D(io.ComfyNode):
             inputs=[
                 scene_input(),
                 io.Load3DCamera.Input("camera_info", tooltip="World units, y up, fov vertical in "
-                                      "degrees, as the host's 3D nodes give it."),
+                                      "degrees, as the host's 3D nodes give it. Without fov: the "
+                                      "picture's own."),
                 io.Load3DCamera.Input("camera_info_end", optional=True,
                                       tooltip="Where to go on to from camera_info."),
                 io.Boolean.Input("start_at_input_view", default=True,
@@ -199,7 +200,9 @@ class More4DCameraFromLoad3D(io.ComfyNode):
                 camera_info_end=None) -> io.NodeOutput:  # fmt: skip
         start, frames = _input_view(scene), _frames(num_frames, scene)
         infos = [info for info in (camera_info, camera_info_end) if info is not None]
-        stops = cameras_from_load3d(infos, (start.height, start.width))
+        size_hw, own = (start.height, start.width), start.intrinsics[0]
+        # Older hosts give no field of view: then the picture's own.
+        stops = cameras_from_load3d(infos, size_hw, intrinsics=own)
         if start_at_input_view:
             stops = _joined(start, stops)
         if stops.num_frames == 1:

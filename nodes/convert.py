@@ -182,14 +182,21 @@ def one_picture(image: Tensor, name: str) -> Float[Tensor, "height width 3"]:
     """Return the one picture of an IMAGE.
 
     Raises:
-        ValueError: there are several.
+        ValueError: there are several, it is no colour picture, or has NaN in it.
     """
     if image.shape[0] != 1:
         raise ValueError(
             f"The {name} input has {image.shape[0]} pictures; expected one. Choose one with Get "
             "Image From Batch. For a video, use Scene From Geometry (More4D)."
         )
-    return image[0, ..., :3].float().cpu()
+    picture = image[0, ..., :3].float().cpu()
+    if picture.shape[-1] != 3 or not picture.isfinite().all():
+        raise ValueError(
+            f"The {name} input has {picture.shape[-1]} channels, or pixels that are NaN or "
+            "infinite; expected red, green and blue from 0 to 1. Look at it with Preview Image, "
+            "and repair what comes before it."
+        )
+    return picture
 
 
 def host_splat(scene: Scene4D, frame: int) -> Types.SPLAT:

@@ -7,12 +7,14 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..more4d_backend.scene import Scene4D
 from ..more4d_backend.strag.conditioning import clip_picture, condition_by, perceived_picture
 from ..more4d_backend.strag.lifted import lift_scene, moved_scene
 from ..more4d_backend.strag.motion_preview import MotionPreview
 from ..more4d_backend.tiny import embedded_file
 from ..more4d_backend.wan.latents import LATENT_CHANNELS, PIXELS_PER_LATENT, check_video_size
 from ..more4d_backend.weights.model_loading import load_byte_text
+from .convert import one_picture
 from .memory import HostNetwork
 from .motion_vae import PROFILES, HostMotionVAE
 from .types import MotionVAEType, SceneType
@@ -134,7 +136,7 @@ class More4DStragConditioning(io.ComfyNode):
         check_video_size(num_frames, height, width)
         profile = motion_vae.profile
         encode = video_encoder(vae, 3 if profile.reference_latent == "image" else 2)
-        lifted = lift_scene(scene, one_picture(image), (height, width), fit)
+        lifted = lift_scene(scene, one_picture(image, "image"), (height, width), fit)
         picture, depth = lifted.fitted.image, lifted.fitted.depth
         condition = condition_by(encode, picture[None], depth[None], num_frames, profile)
         values = {
@@ -187,26 +189,13 @@ class More4DDecodeMotion(io.ComfyNode):
     def execute(cls, samples, motion_vae, scene, fps, snap_to_edges) -> io.NodeOutput:
         latent = _motion_latent(samples)
         height, width = (PIXELS_PER_LATENT * n for n in latent.shape[-2:])
+        _check_scene_size(scene, height, width)
         lifted = lift_scene(scene, scene.points.colors[0], (height, width), "pad")
         motion = motion_vae.decode(latent).to(lifted.positions.device)
         moved = moved_scene(
             motion, lifted, motion_vae.profile, fps=fps, snap_to_edges=_SWITCH[snap_to_edges]
         )
         return io.NodeOutput(moved)
-
-
-def one_picture(image: torch.Tensor) -> torch.Tensor:
-    """Return the one picture (height, width, 3) of an IMAGE.
-
-    Raises:
-        ValueError: there are several.
-    """
-    if image.shape[0] != 1:
-        raise ValueError(
-            f"The image input has {image.shape[0]} pictures; 4D-STraG moves one. Choose one with "
-            "Get Image From Batch (Image From Batch)."
-        )
-    return image[0, ..., :3]
 
 
 def _conditioning_inputs() -> list[Any]:
@@ -245,6 +234,18 @@ def _conditioning_inputs() -> list[Any]:
             "on. Or a ready CLIP_VISION_OUTPUT. Nothing: zeros.",
         ),
     ]  # fmt: skip
+
+
+def _check_scene_size(scene: Scene4D, height: int, width: int) -> None:
+    """Refuse a scene that is not the conditioning's: its pixels would get the motion of others."""
+    size = scene.cameras.height, scene.cameras.width
+    # Padding leaves a border on two sides at most; the picture touches the other two.
+    if not (size[0] <= height and size[1] <= width and (size[0] == height or size[1] == width)):
+        raise ValueError(
+            f"The scene is {size[0]}x{size[1]} and the latent is of {height}x{width} pixels "
+            "(height x width). Connect the scene output of STraG Conditioning, not that of the "
+            "depth node."
+        )
 
 
 def _motion_latent(samples: dict[str, Any]) -> torch.Tensor:

@@ -119,7 +119,8 @@ def test_a_latent_of_another_length_is_refused(native_host, files, photo):
         ("CLIP", "width 1024.*clip_vision_h"),
         ("frames", "num_frames is 6.*Use 5 or 9"),
         ("height", "height is 40.*Use 32 or 48"),
-        ("pictures", "3 pictures; 4D-STraG moves one"),
+        ("pictures", "image input has 3 pictures; expected one"),
+        ("pixels", "NaN or infinite; expected red, green and blue"),
         ("picture of another size", "lifted from a picture of 32x48 and the image is 30x48"),
         ("frames of the scene", "2 frames.*one frame with a point per pixel"),
     ],
@@ -199,6 +200,13 @@ def test_a_latent_that_is_no_motion_is_refused(native_host, files, photo, shape)
     inputs = {k: v for k, v in photo.items() if k != "prompt"}
     with pytest.raises(Exception, match="motion is decoded from one latent"):
         native_host.call("behaviour.decode_with", files=files, latent=torch.zeros(shape), **inputs)
+
+
+def test_motion_is_decoded_for_the_conditionings_scene_only(native_host, files, photo):
+    inputs = {k: v for k, v in photo.items() if k != "prompt"}
+    latent = torch.zeros(1, 16, 2, 6, 8)  # of 48x64 pixels
+    with pytest.raises(Exception, match=r"scene is 32x48 .* of 48x64 .*STraG Conditioning, not"):
+        native_host.call("behaviour.decode_with", files=files, latent=latent, **inputs)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,12 @@ def test_load3d_cameras_are_gone_to_from_the_input_view(native_host):
     )
 
 
+def test_a_load3d_camera_without_a_field_of_view_has_the_pictures(native_host):
+    found = native_host.call("scene_nodes.load3d", start_at_input_view=True, ends=1, fov=False)
+    same_lens = found["start"]["intrinsics"].expand(9, 3, 3)
+    torch.testing.assert_close(found["found"]["intrinsics"], same_lens, atol=1e-5, rtol=0)
+
+
 def test_one_load3d_camera_alone_stands_still(native_host):
     found = native_host.call("scene_nodes.load3d", start_at_input_view=False, ends=1)
     poses = found["found"]["world_to_camera"]

@@ -185,6 +185,7 @@ def conditioning_with(files, image, depth, intrinsics, prompt, wrong):
         "frames": {"num_frames": 6},
         "height": {"height": 40},
         "pictures": {"image": image[None].repeat(3, 1, 1, 1)},
+        "pixels": {"image": torch.full_like(image[None], torch.nan)},
         "picture of another size": {"image": image[None, 2:]},
         "frames of the scene": {"scene": scene.frames([0, 0])},
         "CLIP": {"clip_vision": ClipVisionOutput(torch.zeros(1, 257, 1024))},

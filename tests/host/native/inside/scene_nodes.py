@@ -75,10 +75,12 @@ def combine(inputs):
     return {"found": _poses(result.result[0]), "wanted": _poses(wanted)}
 
 
-def load3d(start_at_input_view, ends):
+def load3d(start_at_input_view, ends, fov=True):
     made = _scene()
     targets = camera_paths.scene_path("arc-left", made).frames([2, 4])
     infos = load3d_from_cameras(targets)
+    if not fov:
+        infos = [{k: v for k, v in info.items() if k != "fov"} for info in infos]
     (path,) = camera.More4DCameraFromLoad3D.execute(
         made, infos[0], start_at_input_view, 9, "linear", infos[1] if ends == 2 else None
     ).result
