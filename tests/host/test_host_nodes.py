@@ -75,5 +75,9 @@ def test_widgets_have_defaults_that_the_server_takes(schemas):
         for name, (kind, options) in inputs(schemas[node_id]).items():
             if kind in ("INT", "FLOAT"):
                 assert options["min"] <= options["default"] <= options["max"], (node_id, name)
+            if kind == "FLOAT":
+                # Else the page rounds what is typed to the digits of the step: 23.976 to 24.
+                assert 0 < options["round"] <= options["step"], (node_id, name)
+                assert options["min"] <= 0 or options["round"] <= options["min"], (node_id, name)
             if kind == "COMBO" and "default" in options:
                 assert options["default"] in options["options"], (node_id, name)
