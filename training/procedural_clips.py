@@ -206,23 +206,39 @@ def write(
         size_hw: its height and width.
         device: what casts the rays.
     """
+    settings = replace(ClipSettings(), num_frames=num_frames, size_hw=size_hw)
+    write_clip(destination, seed, settings, fps=8.0, device=device)
+    _log.info("Wrote %s and its true scene.", destination)
+    return 0
+
+
+def write_clip(
+    destination: Path,
+    seed: int,
+    settings: ClipSettings,
+    *,
+    fps: float,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Write the video of a seed (.mkv: without loss), then beside it its scene (.safetensors).
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
     from more4d_backend.files.videos import save_video
     from more4d_backend.scene import PointMaps, Scene4D
     from more4d_backend.scene_files import save_scene
 
     from .geometry_clips import world_positions
 
-    settings = replace(ClipSettings(), num_frames=num_frames, size_hw=size_hw)
     clip = procedural_clip(seed, settings, device=device)
     colors = clip.video.cpu().float() / 255
     cameras = clip.cameras.to("cpu")
     positions = world_positions(clip.depth.cpu(), cameras)
     points = PointMaps(positions=positions, colors=colors, valid=clip.valid.cpu())
-    save_video(destination, colors, 8.0, lossless=destination.suffix == ".mkv")
-    scene = Scene4D(points=points, cameras=cameras, fps=8.0)
+    save_video(destination, colors, fps, lossless=destination.suffix == ".mkv")
+    scene = Scene4D(points=points, cameras=cameras, fps=fps)
     save_scene(destination.with_suffix(".safetensors"), scene)
-    _log.info("Wrote %s and its true scene.", destination)
-    return 0
 
 
 if __name__ == "__main__":

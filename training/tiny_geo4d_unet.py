@@ -55,7 +55,7 @@ def train_unet(
         errors = objective.errors(clean, video, noise, times, shown)
         relative = errors / variance.clamp_min(_SMALLEST_VARIANCE)
         unexplained = (errors[times == _LAST].mean(0) / (scale * variance)).detach()
-        told = {name: unexplained[part].mean() for name, part in CHANNELS.items()}
+        told = {n: unexplained[part].mean() for n, part in CHANNELS.items() if shown[part].all()}
         return {"loss": relative[:, shown].mean()} | told
 
     networks.unet.train()

@@ -1,0 +1,126 @@
+"""The numbers of Geo4D on held-out videos: what they are read from, and what is said of them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from more4d_backend.geo4d.model import Geo4DNetworks
+from more4d_backend.geo4d.sizes import GEO4D_SIZES
+from more4d_backend.scene_files import load_scene, save_scene
+from more4d_backend.weights.geo4d import save_geo4d
+from training import evaluate_geo4d
+from training.evaluate_geo4d import (
+    ABLATIONS,
+    Geo4DEvaluation,
+    Numbers,
+    ablation_lines,
+    draw_videos,
+    evaluate,
+)
+from training.procedural_clips import ClipSettings
+
+pytest.importorskip("evo", reason='pose errors need evo: pip install "more4d[evaluation]"')
+
+GOOD = Numbers(
+    rotation_of_still=0.2, ate_of_line=0.4, within=0.9, constant_within=0.4, abs_rel=0.1,
+    errors_by_sigma=(0.01, 0.02, 0.03, 0.05, 0.2),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """One video, and networks with random values."""
+    folder = tmp_path_factory.mktemp("geo4d")
+    torch.manual_seed(0)
+    save_geo4d(Geo4DNetworks(GEO4D_SIZES["toy"]), folder / "toy.safetensors")
+    return Geo4DEvaluation(
+        output=folder / "numbers", weights=folder / "toy.safetensors", num_videos=1,
+        num_frames=6, clips=ClipSettings(size_hw=(16, 32), samples=1), num_steps=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(evaluation):
+    return evaluate(evaluation)
+
+
+def no_networks(_networks, _settings):
+    def make(true, path) -> None:
+        pytest.fail("a scene was made again")
+
+    return make
+
+
+def test_the_same_weights_use_their_scenes_again(evaluation, found, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_geo4d, "scene_maker", no_networks)
+    assert evaluate(evaluation) == found
+    assert set(found) == set(ABLATIONS)
+    assert "NOT reached" in capsys.readouterr().out
+    stored = json.loads((evaluation.output / "numbers.json").read_text())
+    assert set(stored) == {"weights", *ABLATIONS}
+    assert stored["all"]["abs_rel"] == found["all"].abs_rel
+
+
+def test_true_scenes_reach_everything(evaluation, monkeypatch, tmp_path):
+    def true_scenes(_networks, _settings):
+        def make(true, path) -> None:
+            scene = load_scene(evaluation.output / "truth" / f"{true.name}.safetensors")
+            sigma = 0.01 + torch.rand(scene.points.valid.shape)
+            noise = 1 + 0.1 * sigma * torch.randn_like(sigma)
+            points = replace(
+                scene.points,
+                positions=scene.points.positions * noise[..., None],
+                confidence=1 / sigma,
+            )
+            save_scene(path, replace(scene, points=points))
+
+        return make
+
+    monkeypatch.setattr(evaluate_geo4d, "scene_maker", true_scenes)
+    draw_videos(evaluation, evaluation.output / "truth")
+    torch.manual_seed(3)
+    save_geo4d(Geo4DNetworks(GEO4D_SIZES["toy"]), tmp_path / "other.safetensors")
+    found = evaluate(replace(evaluation, weights=tmp_path / "other.safetensors"))["all"]
+    assert found.rotation_of_still < 0.01
+    assert found.ate_of_line < 0.01
+    assert found.within > 0.95
+    assert found.constant_within < 0.8
+    assert all("; reached" in line for line in found.lines() if "constant" not in line)
+
+
+def test_videos_turn_as_much_as_is_said_and_are_held_out(evaluation):
+    draw_videos(evaluation, evaluation.output / "truth")
+    names = sorted(path.name for path in (evaluation.output / "truth").iterdir())
+    assert names == ["901000000.mkv", "901000000.safetensors"]
+    cameras = load_scene(evaluation.output / "truth" / "901000000.safetensors").cameras
+    rotation = cameras.world_to_camera[:, :3, :3].double()
+    cosine = ((rotation[1:] @ rotation[:-1].mT).diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
+    angle_deg = torch.rad2deg(torch.acos(cosine))
+    assert ((angle_deg > 0.95) & (angle_deg < 3.05)).all()
+
+
+def test_every_aim_is_judged_by_itself():
+    assert sum("; reached" in line for line in GOOD.lines()) == 5
+    for change in (
+        {"rotation_of_still": 0.36}, {"ate_of_line": 0.51}, {"within": 0.84},
+        {"constant_within": 0.61}, {"errors_by_sigma": (0.01, 0.03, 0.02, 0.05, 0.2)},
+    ):  # fmt: skip
+        lines = replace(GOOD, **change).lines()
+        assert sum("NOT reached" in line for line in lines) == 1, change
+    failed = replace(GOOD, within=None, errors_by_sigma=None).lines()
+    assert sum("not measured" in line for line in failed) == 2
+
+
+def test_the_ablation_says_what_came_out():
+    worse = replace(GOOD, abs_rel=0.2, ate_of_line=0.6, rotation_of_still=0.3)
+    lines = ablation_lines({"all": GOOD, "points": worse, "disparity": worse})
+    assert all(line.endswith("best: yes") for line in lines)
+    lines = ablation_lines({"all": worse, "points": GOOD, "disparity": worse})
+    assert all(line.endswith("best: NO") for line in lines)
+    lines = ablation_lines(
+        {"all": GOOD, "points": replace(worse, abs_rel=None), "disparity": worse}
+    )
+    assert "points NaN" in lines[0]
+    assert lines[0].endswith("best: NO")
