@@ -63,18 +63,17 @@ class More4DCameraPreset(io.ComfyNode):
                                tooltip="The movement. Names with _ (and static) are MoRe4D's own."),
                 frames_input(),
                 io.Float.Input("amplitude", default=1.0, min=-10.0, max=10.0, step=0.05,
-                               round=0.001,
                                tooltip="Factor on distances and angles; negative mirrors them."),
                 io.Combo.Input("ease", options=list(EASES), default="in-out",
                                tooltip="linear: even; in: starts slowly; out: ends slowly."),
                 io.Boolean.Input("loop", default=False,
                                  tooltip="Come back, so that the video repeats without a jump."),
                 io.Float.Input("angle_deg", default=0.0, min=-720.0, max=720.0, step=0.5,
-                               round=0.01, advanced=True,
+                               advanced=True,
                                tooltip="Whole turn of an orbit, arc, crane or spiral, in degrees. "
                                "0 takes the preset's own."),
                 io.Float.Input("pivot_distance", default=0.0, min=0.0, max=1e6, step=0.01,
-                               round=1e-4, advanced=True,
+                               advanced=True,
                                tooltip="Depth of the point to turn around, and unit of the "
                                "distances; world units. 0 takes the scene's median depth."),
                 io.Int.Input("seed", default=0, min=0, max=2**31 - 1, advanced=True,
@@ -232,7 +231,7 @@ class More4DCameraToWanEmbedding(io.ComfyNode):
                 io.Int.Input("height", default=0, min=0, max=8192, step=16,
                              tooltip="Of the video, in pixels, a multiple of 16. 0: the path's."),
                 io.Float.Input(
-                    "translation_scale", default=1.0, min=1e-4, max=1e4, step=0.01, round=1e-4,
+                    "translation_scale", default=1.0, min=0.001, max=1e4, step=0.001,
                     tooltip="Factor on the distances. The model was trained on scenes without a "
                     "unit; 1 / the scene's median depth is a good start.",
                 ),

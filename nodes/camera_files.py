@@ -89,7 +89,7 @@ class More4DCameraSave(io.ComfyNode):
                 io.Combo.Input("format", options=["keyframes", *CAMERA_FORMATS],
                                tooltip="keyframes: few poses, to be edited. transforms: nerfstudio "
                                "and Blender. npz: everything, exactly. colmap is a folder."),
-                io.Float.Input("fps", default=8.0, min=0.1, max=240.0, step=0.1, round=0.001,
+                io.Float.Input("fps", default=8.0, min=0.1, max=240.0, step=0.01,
                                advanced=True,
                                tooltip="Frames per second, for formats with time stamps."),
             ],

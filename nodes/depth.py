@@ -101,9 +101,9 @@ class More4DDepthFromImage(io.ComfyNode):
                     tooltip="What the depth values are. disparity 0-1: white is near, as most "
                     "estimators draw. depth 0-1: black is near. depth: world units as they are.",
                 ),
-                io.Float.Input("near", default=1.0, min=1e-3, max=1e4, step=0.1, round=1e-3,
+                io.Float.Input("near", default=1.0, min=0.01, max=1e4, step=0.01,
                                tooltip="Depth of the nearest grey value (0-1 only); world units."),
-                io.Float.Input("far", default=10.0, min=1e-3, max=1e5, step=0.1, round=1e-3,
+                io.Float.Input("far", default=10.0, min=0.01, max=1e5, step=0.01,
                                tooltip="Depth of the farthest grey value (0-1 only); world units."),
                 *_lifting_inputs("About 55 for a phone, 40 for a 50 mm lens.", fov_deg=55.0),
             ],
@@ -201,11 +201,11 @@ def _lifting_inputs(fov_tooltip: str, fov_deg: float = 0.0) -> list[Any]:
     lowest = 0.0 if fov_deg == 0 else 1.0
     return [
         io.Float.Input(
-            "fov_deg", default=fov_deg, min=lowest, max=170.0, step=0.1, round=0.01,
+            "fov_deg", default=fov_deg, min=lowest, max=170.0, step=0.1,
             tooltip=f"Horizontal field of view of the picture, in degrees. {fov_tooltip}",
         ),
         io.Float.Input(
-            "max_depth", default=0.0, min=0.0, max=1e6, step=0.1, round=1e-3, advanced=True,
+            "max_depth", default=0.0, min=0.0, max=1e6, step=0.01, advanced=True,
             tooltip="Leave out points farther than this, in world units (metres where the depth "
             "is metric). 0 keeps all.",
         ),

@@ -117,7 +117,7 @@ def _inputs() -> list[io.Input]:
         Geo4DType.Input("geo4d", tooltip="From Load Geo4D."),
         io.Image.Input("image", tooltip="The frames of one video, in order; any size and number."),
         io.Float.Input(
-            "fps", default=24.0, min=0.1, max=240.0, step=0.1, round=0.001,
+            "fps", default=24.0, min=0.1, max=240.0, step=0.01,
             tooltip="Frames per second of the video, for the scene; Get Video Components tells it.",
         ),
         io.Int.Input(

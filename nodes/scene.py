@@ -204,11 +204,11 @@ class More4DSceneFromGeometry(io.ComfyNode):
             inputs=[
                 io.MultiType.Input("geometry", types=[DA3Geometry, MoGeGeometry],
                                    tooltip="Of all frames: run the geometry node on the video."),
-                io.Float.Input("fps", default=8.0, min=0.1, max=240.0, step=0.1, round=0.001,
+                io.Float.Input("fps", default=8.0, min=0.1, max=240.0, step=0.01,
                                tooltip="Frames per second of the video."),
-                io.Float.Input("fov_deg", default=0.0, min=0.0, max=170.0, step=0.1, round=0.01,
+                io.Float.Input("fov_deg", default=0.0, min=0.0, max=170.0, step=0.1,
                                tooltip="Horizontal field of view in degrees. 0 takes the model's."),
-                io.Float.Input("max_depth", default=0.0, min=0.0, max=1e6, step=0.1, round=1e-3,
+                io.Float.Input("max_depth", default=0.0, min=0.0, max=1e6, step=0.01,
                                advanced=True,
                                tooltip="Leave out points farther than this, in world units. 0 "
                                "keeps all."),

@@ -173,7 +173,7 @@ class More4DDecodeMotion(io.ComfyNode):
                 MotionVAEType.Input("motion_vae", tooltip="The one that the conditioning had."),
                 SceneType.Input("scene", tooltip="The scene output of STraG Conditioning."),
                 io.Float.Input(
-                    "fps", default=8.0, min=0.1, max=240.0, step=0.1, round=0.001,
+                    "fps", default=8.0, min=0.1, max=240.0, step=0.01,
                     tooltip="Frames per second of the scene; the released weights know 8.",
                 ),
                 io.Combo.Input(
