@@ -50,6 +50,7 @@ export class CameraEditor {
     this.panel = new ScenePanel({
       extra: this.makeExtra(),
       followsFile: false,
+      help: ["editorAdd", "editorSelect", "editorDelete", "editorUndo"],
       runNode: host.runNode,
       onFrame: (frame) => this.frameShown(frame),
       onCamera: () => this.preview?.update(),
