@@ -20,7 +20,7 @@ from .pixel_terms import COLUMNS, FrameSums, TermWeights, sum_frames
 from .pose_terms import add_camera_term, add_smoothness_term
 from .report import Losses
 from .rotations import cross_matrix, rotation_from_vector
-from .samples import Samples, chunks
+from .samples import Samples
 from .settings import AlignmentSettings
 from .unknowns import FrameSamples, Unknowns, frame_samples, window_to_camera
 
@@ -65,6 +65,7 @@ class _Problem:
 
     samples: Samples
     weights: TermWeights
+    frames: list[slice]
     parts: list[FrameSamples]
     rays_count: Bool[Tensor, "window"]
     settings: AlignmentSettings
@@ -103,7 +104,8 @@ def adjust(
     problem = _Problem(
         samples=samples,
         weights=weights,
-        parts=[frame_samples(samples, frames) for frames in chunks(samples.cover.num_frames)],
+        frames=samples.chunks,
+        parts=[frame_samples(samples, frames) for frames in samples.chunks],
         rays_count=rays_count,
         settings=settings,
         layout=layout_of(samples.cover),
@@ -154,7 +156,7 @@ def _linearize(problem: _Problem, unknowns: Unknowns, trajectories: _Trajectorie
     system = System(problem.layout)
     weights = problem.weights
     depth, point_loss, disparity_loss = [], 0.0, 0.0
-    for frames, part in zip(chunks(samples.cover.num_frames), problem.parts, strict=True):
+    for frames, part in zip(problem.frames, problem.parts, strict=True):
         sums = sum_frames(samples, part, unknowns, weights, frames)
         _add_pixels(system, problem, unknowns, sums, frames)
         depth.append(sums.depth)
@@ -213,7 +215,7 @@ def _noise_widths(samples: Samples, unknowns: Unknowns) -> NoiseWidths:
     """Median differences, as shares of depth and disparity, times `_NOISE_FACTOR`."""
     rays = samples.rays(unknowns.focal_px)
     points, disparity = [], []
-    for frames in chunks(samples.cover.num_frames):
+    for frames in samples.chunks:
         part = frame_samples(samples, frames)
         matrix, offset = window_to_camera(unknowns, samples, frames)
         seen = einsum(part.points, matrix.to(rays), "f s p j, f s i j -> f s p i")

@@ -1,6 +1,7 @@
 """The story of the alignment: check, sample, start, adjust, fuse, report."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ from .initial import (
 )
 from .report import AlignmentReport, AlignmentResult, WindowReport
 from .rotations import vector_from_rotation
-from .samples import Samples, chunks, take_samples
+from .samples import Samples, take_samples
 from .settings import AlignmentError, AlignmentSettings
 from .unknowns import Unknowns, frame_samples, window_to_camera
 
@@ -233,19 +234,22 @@ def _point_errors(samples: Samples, unknowns: Unknowns) -> list[float | None]:
     """Median distance of each window's points from the scene, relative to depth."""
     rays = samples.rays(unknowns.focal_px)
     cover = samples.cover
-    found: list[list[Tensor]] = [[] for _ in range(cover.num_windows)]
-    for frames in chunks(cover.num_frames):
+    by_window = torch.full_like(samples.weights, torch.nan)
+    for frames in samples.chunks:
         part = frame_samples(samples, frames)
         matrix, offset = window_to_camera(unknowns, samples, frames)
         points = einsum(matrix.to(rays), part.points, "f s i j, f s p j -> f s p i")
         depth = unknowns.depth[frames, None]
         fused = depth[..., None] * rays
         error = (points + offset.to(rays)[:, :, None] - fused).norm(dim=-1) / depth
-        for row, slot in cover.filled[frames].nonzero().tolist():
-            window = int(cover.window[frames][row, slot])
-            found[window].append(error[row, slot][part.weights[row, slot] > 0])
-    joined = [torch.cat(errors) for errors in found]
-    return [float(errors.median()) if len(errors) else None for errors in joined]
+        error = error.where(part.weights > 0, torch.nan)
+        filled = cover.filled[frames]
+        window, position = cover.window[frames][filled], cover.position[frames][filled]
+        by_window[window.to(error.device), position.to(error.device)] = error[
+            filled.to(error.device)
+        ]
+    medians = by_window.flatten(1).nanmedian(dim=1).values.tolist()
+    return [None if math.isnan(median) else median for median in medians]
 
 
 def _report(

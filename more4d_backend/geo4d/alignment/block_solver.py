@@ -70,8 +70,10 @@ class System:
         """Start at zero."""
         self.layout = layout
         blocks, size = layout.num_blocks, layout.block_size
-        self.diagonal = torch.zeros(blocks * size * size, dtype=torch.float64)
-        self.below = torch.zeros(blocks * size * size, dtype=torch.float64)
+        count = blocks * size * size
+        # The last entry takes what lies above the diagonal blocks: the matrix is symmetric.
+        self._entries = torch.zeros(2 * count + 1, dtype=torch.float64)
+        self.diagonal, self.below = self._entries[:count], self._entries[count:-1]
         self.gradient = torch.zeros(blocks * size, dtype=torch.float64)
         self.border = torch.zeros(blocks * size, dtype=torch.float64)
         self.corner = torch.zeros((), dtype=torch.float64)
@@ -81,14 +83,12 @@ class System:
         self, index: Int[Tensor, "*batch row"], matrix: Tensor, gradient: Tensor | None = None
     ) -> None:
         """Add square matrices, and gradients, at the unknowns in `index`; repeats add up."""
-        size = self.layout.block_size
-        rows, columns = torch.broadcast_tensors(index[..., :, None], index[..., None, :])
-        rows, columns, values = rows.flatten(), columns.flatten(), matrix.flatten()
-        apart = rows // size - columns // size
-        place = rows // size * size * size + rows % size * size + columns % size
-        same, lower = apart == 0, apart == 1
-        self.diagonal.index_add_(0, place[same], values[same])
-        self.below.index_add_(0, place[lower], values[lower])
+        size, count = self.layout.block_size, len(self.diagonal)
+        block, within = index // size, index % size
+        place = (block * size + within)[..., :, None] * size + within[..., None, :]
+        apart = block[..., :, None] - block[..., None, :]
+        place = torch.where(apart == 0, place, torch.where(apart == 1, place + count, 2 * count))
+        self._entries.index_add_(0, place.flatten(), matrix.flatten())
         if gradient is not None:
             self.gradient.index_add_(0, index.flatten(), gradient.flatten())
 

@@ -80,9 +80,9 @@ def fuse(inputs: FusionInputs, progress: Callable[[int, int], None] | None = Non
     for start in range(0, num_frames, count):
         frames = slice(start, min(start + count, num_frames))
         fused = _fuse_frames(_gather(inputs, frames), inputs, frames)
-        depth[frames], positions[frames], valid[frames] = (t.cpu() for t in fused[:3])
-        if confidence is not None:
-            confidence[frames] = fused[3].cpu()
+        for whole, part in zip((depth, positions, valid, confidence), fused, strict=True):
+            if whole is not None:
+                whole[frames].copy_(part)
         if progress is not None:
             progress(frames.stop, num_frames)
     return FusedFrames(depth=depth, positions=positions, valid=valid, confidence=confidence)
@@ -109,34 +109,41 @@ def _gather(inputs: FusionInputs, frames: slice) -> _Gathered:
     valid = torch.zeros(shape, dtype=torch.bool, device=device)
     sigmas, disparity = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
     has_disparity = torch.zeros_like(valid)
-    sigma_scale = torch.full(shape[:2], torch.inf)
+    sigma_scale = torch.full(shape[:2], torch.inf, device=device)
     centers = pixel_centers(height, width, device=device).reshape(-1, 2)
-    for row, slot in cover.filled[frames].nonzero().tolist():
-        number = int(cover.window[frames.start + row, slot])
-        at = int(cover.position[frames.start + row, slot])
-        window, median = inputs.windows[number], inputs.sigma_medians[number]
-        seen = window.valid[at].flatten().to(device)
-        taken = window.points[at].flatten(0, 1).to(device, torch.float32)
-        points[row, slot] = taken.masked_fill(~seen[:, None], 0)
-        valid[row, slot] = seen
+    for number, window in enumerate(inputs.windows):
+        first = cover.first_frame[number]
+        inside = slice(max(frames.start, first), min(frames.stop, first + cover.length[number]))
+        if inside.start >= inside.stop:
+            continue
+        # The window's own slot of each frame.
+        own = (cover.window[inside] == number) & cover.filled[inside]
+        row = torch.arange(inside.start - frames.start, inside.stop - frames.start, device=device)
+        at = row, own.int().argmax(1).to(device)
+        part = slice(inside.start - first, inside.stop - first)
+        seen = window.valid[part].flatten(1).to(device)
+        taken = window.points[part].flatten(1, 2).to(device, torch.float32)
+        points[at] = taken.masked_fill(~seen[..., None], 0)
+        valid[at] = seen
+        median = inputs.sigma_medians[number]
         if window.sigma is not None and median is not None:
-            sigmas[row, slot] = window.sigma[at].flatten().to(device, torch.float32) / median
-            sigma_scale[row, slot] = median * float(unknowns.window_scale[number])
+            sigmas[at] = window.sigma[part].flatten(1).to(device, torch.float32) / median
+            sigma_scale[at] = median * float(unknowns.window_scale[number])
         if window.disparity is not None and inputs.disparity_counts[number]:
-            image = window.disparity[at][None].to(device, torch.float32)
+            image = window.disparity[part].to(device, torch.float32)
             scale = float(unknowns.disparity_scale[number])
             shift = float(unknowns.disparity_shift[number])
-            here = at_pixels(image, centers, height, width)[0]
-            usable = seen & away_from_edges(image, centers, height, width)[0]
-            has_disparity[row, slot] = usable & (here > settings.disparity_floor)
-            disparity[row, slot] = scale * here + shift
+            here = at_pixels(image, centers, height, width)
+            usable = seen & away_from_edges(image, centers, height, width)
+            has_disparity[at] = usable & (here > settings.disparity_floor)
+            disparity[at] = scale * here + shift
     return _Gathered(
         points=points,
         valid=valid,
         relative_sigma=sigmas,
         disparity=disparity,
         has_disparity=has_disparity,
-        sigma_scale=sigma_scale.to(device),
+        sigma_scale=sigma_scale,
     )
 
 

@@ -13,7 +13,7 @@ from .chaining import Similarities, align_trajectories, chain_cameras, chain_poi
 from .depths import NoiseWidths, robust_depth
 from .disparities import fit_lines
 from .rotations import rotation_from_vector, vector_from_rotation
-from .samples import Samples, chunks
+from .samples import Samples
 from .settings import AlignmentSettings
 from .unknowns import Unknowns, frame_samples, window_to_camera
 from .window_cameras import find_window_cameras
@@ -85,7 +85,7 @@ def start_without_points(samples: Samples) -> Unknowns:
 
 def in_unit_depth(unknowns: Unknowns, samples: Samples) -> Unknowns:
     """Make the median depth of all usable samples the unit of length."""
-    depths = [unknowns.depth[f][_usable(samples, f)] for f in chunks(samples.cover.num_frames)]
+    depths = [unknowns.depth[f][_usable(samples, f)] for f in samples.chunks]
     depth = torch.cat(depths)
     if not len(depth):
         return unknowns
@@ -153,7 +153,7 @@ def _usable(samples: Samples, frames: slice) -> Tensor:
 def _with_depth(samples: Samples, unknowns: Unknowns, disparity: bool = False) -> Unknowns:
     rays = samples.rays(unknowns.focal_px)
     depth = []
-    for frames in chunks(samples.cover.num_frames):
+    for frames in samples.chunks:
         part = frame_samples(samples, frames)
         matrix, offset = window_to_camera(unknowns, samples, frames)
         points = einsum(matrix.to(rays), part.points, "f s i j, f s p j -> f s p i")

@@ -16,6 +16,8 @@ Of the disparity's residual 1 / d - (scale * predicted + shift): 1 / d (8) and 1
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from einops import einsum, rearrange
@@ -123,6 +125,7 @@ def point_gradient(moments: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batc
     return einsum(moments, _point_basis().to(moments), "... i a, a i c -> ... c")
 
 
+@cache
 def _point_basis() -> Float[Tensor, "4 3 8"]:
     """Derivative of the point's residual, as the factors of x, y, z and 1 of the fused point."""
     basis = torch.zeros(4, 3, 8, dtype=torch.float64)
@@ -163,68 +166,102 @@ def _sums(
     of_depth = of_depth.clamp_min(_TINY)
     slope = (of_point * along).sum(1) - (of_disparity * error).sum(1) / depth
 
-    lost = _Eliminated(of_point, of_disparity, on_point, on_line, of_depth, slope)
-    normal = -lost.normal()
-    gradient = -lost.gradient()
     moment = torch.cat([fused, torch.ones_like(depth)[..., None]], dim=-1)
-    own_points = point_normal_matrix(_exact(_weighted_products(of_point, moment, moment)))
-    own_line = _exact(_weighted_products(of_disparity, line, line))
-    pulled = einsum(of_point[..., None] * residual, moment, "f s p i, f p a -> f s i a")
-    gradient[..., _POINT] += point_gradient(_exact(pulled))
-    gradient[..., _LINE] += _exact(einsum(of_disparity * error, line, "f s p, f p c -> f s c"))
-    for slot in range(points.shape[1]):
-        normal[:, slot, _POINT, slot, _POINT] += own_points[:, slot]
-        normal[:, slot, _LINE, slot, _LINE] += own_line[:, slot]
+    pulled = of_point[..., None] * residual
+    losses = [
+        (point_weights * huber(distance, widths.point)).sum(),
+        (disparity_weights * huber(difference, widths.disparity)).sum(),
+    ]
+    found = _PixelSums(
+        _lost(of_point, of_disparity, on_point, on_line, of_depth),
+        _lost_gradient(of_point, of_disparity, on_point, on_line, slope / of_depth),
+        _weighted_products(of_point, moment, moment),
+        _weighted_products(of_disparity, line, line),
+        einsum(pulled, moment, "f s p i, f p a -> f s i a"),
+        einsum(of_disparity * error, line, "f s p, f p c -> f s c"),
+        torch.stack(losses),
+    ).on_cpu()
+    point_loss, disparity_loss = found.losses.tolist()
     return FrameSums(
-        normal=normal,
-        gradient=gradient,
+        normal=found.normal(),
+        gradient=found.gradient(),
         depth=depth,
-        point_loss=float((point_weights * huber(distance, widths.point)).sum()),
-        disparity_loss=float((disparity_weights * huber(difference, widths.disparity)).sum()),
+        point_loss=point_loss,
+        disparity_loss=disparity_loss,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Eliminated:
-    """What the normal equations lose when every pixel's depth is free (Schur complement)."""
+class _PixelSums(NamedTuple):
+    """What pixels add up to, before small matrices turn it into the normal equations."""
 
-    of_point: Float[Tensor, "frame slot pixel"]
-    of_disparity: Float[Tensor, "frame slot pixel"]
-    on_point: Float[Tensor, "frame pixel 5"]
-    on_line: Float[Tensor, "frame pixel 2"]
-    of_depth: Float[Tensor, "frame pixel"]
-    slope: Float[Tensor, "frame pixel"]
+    lost: Float[Tensor, "frame slot other_slot 39"]
+    """What the matrix loses when every pixel's depth is free (Schur complement): products of
+    points with points (25), of points with disparities (10), of disparities with those (4)."""
+    lost_gradient: Float[Tensor, "frame slot 7"]
+    points: Float[Tensor, "frame slot 4 4"]
+    line: Float[Tensor, "frame slot 2 2"]
+    pulled: Float[Tensor, "frame slot 3 4"]
+    line_gradient: Float[Tensor, "frame slot 2"]
+    losses: Float[Tensor, "2"]
+
+    def on_cpu(self) -> "_PixelSums":
+        """In float64, by one copy: they are small, and not every device has float64."""
+        joined = torch.cat([sums.flatten() for sums in self]).cpu().double()
+        parts = joined.split([sums.numel() for sums in self])
+        return _PixelSums(*(p.view(s.shape) for p, s in zip(parts, self, strict=True)))
 
     def normal(self) -> Float[Tensor, "frame slot column other_slot column"]:
-        num_frames, num_slots, _ = self.of_point.shape
-        result = torch.zeros(
-            num_frames, num_slots, COLUMNS, num_slots, COLUMNS, dtype=torch.float64
-        )
-        parts = ((self.of_point, self.on_point, _COUPLED), (self.of_disparity, self.on_line, _LINE))
-        for weights, on, rows in parts:
-            for other_weights, other_on, columns in parts:
-                scaled = weights / self.of_depth[:, None]
-                both = scaled[:, :, None] * other_weights[:, None]
-                sums = _weighted_products(rearrange(both, "f s r p -> f (s r) p"), on, other_on)
-                sums = rearrange(sums, "f (s r) c k -> f s c r k", r=num_slots)
-                result[:, :, rows, :, columns] = _exact(sums)
+        frames, slots = self.lost.shape[:2]
+        result = self.lost.new_zeros(frames, slots, COLUMNS, slots, COLUMNS)
+        both, mixed, lines = self.lost.split([25, 10, 4], dim=-1)
+        mixed = rearrange(mixed, "f s r (c k) -> f s c r k", k=2)
+        result[:, :, _COUPLED, :, _COUPLED] = rearrange(-both, "f s r (c k) -> f s c r k", k=5)
+        result[:, :, _COUPLED, :, _LINE] = -mixed
+        result[:, :, _LINE, :, _COUPLED] = rearrange(-mixed, "f s c r k -> f r k s c")
+        result[:, :, _LINE, :, _LINE] = rearrange(-lines, "f s r (c k) -> f s c r k", k=2)
+        own_points = point_normal_matrix(self.points)
+        for slot in range(slots):
+            result[:, slot, _POINT, slot, _POINT] += own_points[:, slot]
+            result[:, slot, _LINE, slot, _LINE] += self.line[:, slot]
         return result
 
     def gradient(self) -> Float[Tensor, "frame slot column"]:
-        result = torch.zeros(*self.of_point.shape[:2], COLUMNS, dtype=torch.float64)
-        per_pixel = (self.slope / self.of_depth)[..., None]
-        result[..., _COUPLED] = _exact(
-            einsum(self.of_point, per_pixel * self.on_point, "f s p, f p c -> f s c")
-        )
-        result[..., _LINE] = _exact(
-            einsum(self.of_disparity, per_pixel * self.on_line, "f s p, f p c -> f s c")
-        )
+        result = self.lost.new_zeros(*self.lost.shape[:2], COLUMNS)
+        result[..., _POINT] = point_gradient(self.pulled)
+        result[..., _LINE] = self.line_gradient
+        result[..., _COUPLED.start :] -= self.lost_gradient
         return result
 
 
-def _exact(sums: Tensor) -> Tensor:
-    """On the CPU in float64: small, and not every device has float64."""
-    return sums.cpu().double()
+def _lost(
+    of_point: Float[Tensor, "frame slot pixel"],
+    of_disparity: Float[Tensor, "frame slot pixel"],
+    on_point: Float[Tensor, "frame pixel 5"],
+    on_line: Float[Tensor, "frame pixel 2"],
+    of_depth: Float[Tensor, "frame pixel"],
+) -> Float[Tensor, "frame slot other_slot 39"]:
+    """See `_PixelSums.lost`."""
+    point, line = (of_point, on_point), (of_disparity, on_line)
+    parts = []
+    for (weights, on), (other_weights, other_on) in ((point, point), (point, line), (line, line)):
+        scaled = weights / of_depth[:, None]
+        both = (scaled[:, :, None] * other_weights[:, None]).flatten(1, 2)
+        sums = _weighted_products(both, on, other_on).flatten(2)
+        parts.append(sums.unflatten(1, (-1, other_weights.shape[1])))
+    return torch.cat(parts, dim=-1)
+
+
+def _lost_gradient(
+    of_point: Float[Tensor, "frame slot pixel"],
+    of_disparity: Float[Tensor, "frame slot pixel"],
+    on_point: Float[Tensor, "frame pixel 5"],
+    on_line: Float[Tensor, "frame pixel 2"],
+    step: Float[Tensor, "frame pixel"],
+) -> Float[Tensor, "frame slot 7"]:
+    """What the gradient loses likewise; `step` is the depths' own, in their logarithm."""
+    return torch.cat(
+        [of_point @ (step[..., None] * on_point), of_disparity @ (step[..., None] * on_line)], -1
+    )
 
 
 def _weighted_products(

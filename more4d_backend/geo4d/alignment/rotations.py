@@ -42,7 +42,9 @@ def mean_rotation(
     """Rotation nearest to the weighted sum of matrices; the identity where all weights are 0."""
     total = (weights[..., None, None] * matrices).sum(-3)
     empty = (weights.sum(-1) <= 0)[..., None, None]
-    u, _, vh = torch.linalg.svd(torch.where(empty, torch.eye(3).to(total), total))
+    total = torch.where(empty, torch.eye(3).to(total), total)
+    # On the CPU: quick for such small matrices, and not every device has float64.
+    u, _, vh = torch.linalg.svd(total.cpu().double())
     sign = torch.ones_like(u[..., 0])
     sign[..., 2] = torch.linalg.det(u) * torch.linalg.det(vh)
-    return u @ (sign[..., None] * vh)
+    return (u @ (sign[..., None] * vh)).to(total)

@@ -16,7 +16,8 @@ from ..predictions import WindowError, WindowPrediction
 from ..ray_maps import RayCameras, cameras_from_rays, focal_from_rays
 from .settings import AlignmentError, AlignmentSettings
 
-_FRAMES_PER_CHUNK = 32
+_FRAMES_PER_CHUNK, _FRAMES_PER_CHUNK_ON_GPU = 32, 128
+"""Cores have small caches; for GPUs fewer and larger calls are faster."""
 _EDGE, _FAR_DISPARITY = 0.1, 0.2
 """Disparities of neighbours in a smaller image that differ by more than this share: an edge between
 them has no place there. Below the far disparity its share is meant."""
@@ -94,16 +95,21 @@ class Samples:
     width: int
     """Of the images."""
 
+    @property
+    def chunks(self) -> list[slice]:
+        """Slices of the video's frames, to be worked on at once."""
+        return chunks(self.cover.num_frames, self.points.device)
+
     def rays(self, focal_px: float) -> Float[Tensor, "pixel 3"]:
         """Return the camera-space directions of the samples, with z = 1."""
         rays = self.offsets_px / focal_px
         return torch.cat([rays, torch.ones_like(rays[:, :1])], dim=-1)
 
 
-def chunks(num_frames: int) -> list[slice]:
+def chunks(num_frames: int, device: torch.device) -> list[slice]:
     """Slices of the video's frames, to be worked on at once."""
-    starts = range(0, num_frames, _FRAMES_PER_CHUNK)
-    return [slice(start, min(start + _FRAMES_PER_CHUNK, num_frames)) for start in starts]
+    count = _FRAMES_PER_CHUNK if device.type == "cpu" else _FRAMES_PER_CHUNK_ON_GPU
+    return [slice(at, min(at + count, num_frames)) for at in range(0, num_frames, count)]
 
 
 def cover_of(windows: Sequence[WindowPrediction]) -> Cover:
@@ -257,35 +263,49 @@ def _ray_cameras(
     rotation = torch.eye(3, dtype=torch.float64).repeat(len(windows), longest, 1, 1)
     center = torch.zeros(len(windows), longest, 3, dtype=torch.float64)
     focal = torch.zeros(len(windows), dtype=torch.float64)
+    alike: dict[tuple[int, ...], list[int]] = {}
     for number, window in enumerate(windows):
         assert window.rays is not None
-        height, width = window.rays.directions.shape[1:3]
-        step = max(1, int((height * width / _RAYS_PER_FRAME) ** 0.5))
-        rows = torch.arange(min(step // 2, height - 1), height, step)
-        columns = torch.arange(min(step // 2, width - 1), width, step)
-        directions = window.rays.directions[:, rows][:, :, columns].to(device, torch.float32)
-        moments = window.rays.moments[:, rows][:, :, columns].to(device, torch.float32)
-        # The same places in the point maps, which may be larger.
-        full = window.valid.shape[1:]
-        there = (2 * rows + 1) * full[0] // (2 * height), (2 * columns + 1) * full[1] // (2 * width)
-        weights = _ray_weights(window, *there, settings, device)
+        alike.setdefault(tuple(window.rays.directions.shape), []).append(number)
+    for (num_frames, *_), numbers in alike.items():
+        rays = [_sampled_rays(windows[n], settings, device) for n in numbers]
+        directions, moments, weights, first = map(torch.stack, zip(*rays, strict=True))
         cameras = cameras_from_rays(directions, moments, weights)
-        rotation[number, : window.num_frames] = cameras.rotation.cpu().double()
-        center[number, : window.num_frames] = cameras.center.cpu().double()
-        full = window.rays.directions[0].to(device, torch.float32)
-        focal[number] = focal_from_rays(full).cpu().double()
+        rotation[numbers, :num_frames] = cameras.rotation.cpu().double()
+        center[numbers, :num_frames] = cameras.center.cpu().double()
+        focal[numbers] = focal_from_rays(first).cpu().double()
     return RayCameras(rotation=rotation, center=center), focal
 
 
+def _sampled_rays(
+    window: WindowPrediction, settings: AlignmentSettings, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Some directions, their moments and weights; and all directions of the first frame."""
+    assert window.rays is not None
+    height, width = window.rays.directions.shape[1:3]
+    step = max(1, int((height * width / _RAYS_PER_FRAME) ** 0.5))
+    rows = torch.arange(min(step // 2, height - 1), height, step)
+    columns = torch.arange(min(step // 2, width - 1), width, step)
+    directions, moments = (
+        maps[:, rows][:, :, columns].to(device, torch.float32)
+        for maps in (window.rays.directions, window.rays.moments)
+    )
+    # The same places in the point maps, which may be larger.
+    full = window.valid.shape[1:]
+    there = (2 * rows + 1) * full[0] // (2 * height), (2 * columns + 1) * full[1] // (2 * width)
+    weights = torch.ones_like(directions[..., 0])
+    if window.sigma is not None:
+        weights = _ray_weights(window.sigma, window.valid, *there, settings).to(weights)
+    return directions, moments, weights, window.rays.directions[0].to(device, torch.float32)
+
+
 def _ray_weights(
-    window: WindowPrediction,
-    rows: Tensor,
-    columns: Tensor,
+    sigma: Float[Tensor, "frame height width"],
+    valid: Bool[Tensor, "frame height width"],
+    rows: Int[Tensor, "row"],
+    columns: Int[Tensor, "column"],
     settings: AlignmentSettings,
-    device: torch.device,
-) -> Tensor | None:
+) -> Float[Tensor, "frame row column"]:
     """Where the points are uncertain so are the rays; the sky's rays count as the median's."""
-    if window.sigma is None:
-        return None
-    sigma, valid = window.sigma[:, rows][:, :, columns], window.valid[:, rows][:, :, columns]
-    return relative_weights(sigma, valid, settings).where(valid, 1.0).to(device, torch.float32)
+    sigma, valid = sigma[:, rows][:, :, columns], valid[:, rows][:, :, columns]
+    return relative_weights(sigma, valid, settings).where(valid, 1.0)

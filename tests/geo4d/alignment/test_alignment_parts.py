@@ -24,7 +24,7 @@ from more4d_backend.geo4d.alignment.rotations import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from more4d_backend.geo4d.alignment.samples import at_pixels, chunks, cover_of, take_samples
+from more4d_backend.geo4d.alignment.samples import at_pixels, cover_of, take_samples
 from more4d_backend.geo4d.alignment.unknowns import frame_samples
 from more4d_backend.geo4d.alignment.window_cameras import find_window_cameras
 from more4d_backend.geo4d.synthetic_windows import Corruption
@@ -39,10 +39,11 @@ def problem(moving_view, make_windows):
     samples = take_samples(windows, settings, torch.device("cpu"))
     start, _ = start_from_points(samples)
     samples, _ = with_relative_weights(samples, start, settings)
-    parts = [frame_samples(samples, frames) for frames in chunks(samples.cover.num_frames)]
+    parts = [frame_samples(samples, frames) for frames in samples.chunks]
     problem = _Problem(
         samples=samples,
         weights=term_weights(samples, start, settings),
+        frames=samples.chunks,
         parts=parts,
         rays_count=torch.zeros(4, dtype=torch.bool),
         settings=settings,
@@ -83,17 +84,12 @@ def test_the_gradient_is_that_of_the_loss(problem):
         assert found == pytest.approx(expected, rel=0.03, abs=2e-5)
 
 
-def test_a_video_longer_than_a_chunk_gives_the_same_system(problem, monkeypatch):
+def test_a_video_longer_than_a_chunk_gives_the_same_system(problem):
     problem, start = problem
     whole = _linearize(problem, start, None)
-    from more4d_backend.geo4d.alignment import adjustment
-
-    def small_chunks(num_frames):
-        return [slice(a, min(a + 5, num_frames)) for a in range(0, num_frames, 5)]
-
-    monkeypatch.setattr(adjustment, "chunks", small_chunks)
-    parts = [frame_samples(problem.samples, frames) for frames in small_chunks(14)]
-    split = _linearize(replace(problem, parts=parts), start, None)
+    short = [slice(at, min(at + 5, 14)) for at in range(0, 14, 5)]
+    parts = [frame_samples(problem.samples, frames) for frames in short]
+    split = _linearize(replace(problem, frames=short, parts=parts), start, None)
     assert torch.allclose(whole.system.diagonal, split.system.diagonal, rtol=1e-4, atol=1e-6)
     assert torch.allclose(whole.system.gradient, split.system.gradient, rtol=1e-3, atol=1e-6)
 
