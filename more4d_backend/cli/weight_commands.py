@@ -62,12 +62,19 @@ class CheckWeights:
     def run(self) -> int:
         """Check every file; 1 if one is not usable."""
         from ..weights.commands import check_file
+        from ..weights.files import WeightsError
 
-        reports = [check_file(path) for path in self.files]
-        for report in reports:
+        num_usable = 0
+        for path in self.files:
+            try:
+                report = check_file(path)
+            except WeightsError as e:  # the others are checked all the same
+                LOGGER.error("%s", e)
+                continue
             for line in report.lines():
                 LOGGER.info("%s", line)
-        return 0 if all(report.is_usable for report in reports) else 1
+            num_usable += report.is_usable
+        return 0 if num_usable == len(self.files) else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +128,14 @@ class ReconstructMotion:
     scene: Positional[Path]
     """Scene file with tracks on a pixel grid."""
 
-    motion_vae: Path
-    """Motion VAE weights."""
+    motion_vae: Path | None = None
+    """Motion VAE weights. Default: the downloaded ones, or else the embedded ones."""
 
-    profile: Literal["released", "own"] = "released"
-    """How the weights were trained."""
+    wan_vae: Path | None = None
+    """Wan VAE whose encoder a motion VAE without one has."""
+
+    profile: Literal["released", "own"] | None = None
+    """How the weights were trained. Default: released; with the embedded weights own."""
 
     device: str | None = None
     """cpu, cuda or mps. Default: the best there is."""
@@ -142,12 +152,28 @@ class ReconstructMotion:
         from ..strag.reconstruction import reconstruct_motion, reconstruction_picture
         from ..weights.model_loading import load_motion_vae
 
-        profile = {"released": RELEASED, "own": OWN}[self.profile]
+        scene, (file, encoder, trained) = load_scene(self.scene), self._weights()
+        profile = {"released": RELEASED, "own": OWN}[trained]
         device = detect_device(self.device).device
-        vae = load_motion_vae(self.motion_vae, profile.latents, device=device)
-        result = reconstruct_motion(load_scene(self.scene), vae, profile)
+        # Not rounded to the device's fast dtype: that loss would not be the VAE's.
+        vae = load_motion_vae(
+            file, profile.latents, encoder=encoder, dtype=torch.float32, device=device
+        )
+        result = reconstruct_motion(scene, vae, profile)
         with replacing(self.output) as temporary:
             reconstruction_picture(result).save(temporary)
         LOGGER.info("%s", result.describe())
         LOGGER.info("Wrote %s.", self.output)
         return 0
+
+    def _weights(self) -> tuple[Path, Path | None, Literal["released", "own"]]:
+        """Return the motion VAE, the Wan VAE, and how they were trained."""
+        from ..tiny import embedded_file
+        from ..weights.downloads import find_downloaded
+
+        file = self.motion_vae or find_downloaded("motion-vae")
+        if file is not None:
+            return file, self.wan_vae, self.profile or "released"
+        LOGGER.info("No motion VAE was named or downloaded: the embedded one is looked into.")
+        encoder = self.wan_vae or embedded_file("wan_vae")
+        return embedded_file("motion_vae"), encoder, self.profile or "own"

@@ -3,7 +3,8 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +57,10 @@ class WeightsReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the file is known, and whole as far as that can be told."""
-        return self.found.kind is not WeightKind.UNKNOWN and not self.differences
+        """Whether it is a weight file that is known, and whole as far as that can be told."""
+        if self.found.kind in (WeightKind.UNKNOWN, WeightKind.SCENE):
+            return False
+        return not self.differences
 
     def lines(self) -> list[str]:
         """Return the report for a terminal."""
@@ -96,7 +99,8 @@ def check_file(path: str | os.PathLike[str]) -> WeightsReport:
     found = recognize(file)
     network, differences = None, Differences(missing=(), unexpected=(), wrong_shape=())
     if found.kind is not WeightKind.UNKNOWN:
-        network, differences = _compared(found, to_library(found, file.tensors))
+        with _naming(path):
+            network, differences = _compared(found, to_library(found, file.tensors))
     return WeightsReport(
         path=Path(path),
         found=found,
@@ -133,8 +137,9 @@ def convert_file(
         raise OutputError(f"{target} is the source itself. Choose another name.")
     file = open_model(source)
     found = expect(file, *(k for k in WeightKind if k not in _NOT_CONVERTED))
-    tensors = to_library(found, file.tensors)
-    network, differences = _compared(found, tensors)
+    with _naming(source):
+        tensors = to_library(found, file.tensors)
+        network, differences = _compared(found, tensors)
     if differences:
         raise WeightsError(f"{source} does not fit {network}. {differences}")
     library = found.kind in _LIBRARY_NAMES_BY_DEFAULT if names is None else names == "diffusers"
@@ -162,6 +167,15 @@ _NOT_CONVERTED = (
     WeightKind.OTHER_LORA,
     WeightKind.GEO4D_VAE,  # alone; together with its checkpoint it is converted
 )
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file's name before errors that do not know it."""
+    try:
+        yield
+    except WeightsError as e:
+        raise WeightsError(f"{path}: {e}") from e
 
 
 def _compared(

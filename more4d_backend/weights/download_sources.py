@@ -4,9 +4,11 @@ The Hub client is huggingface_hub, which resumes and honours HF_HOME, HF_ENDPOIN
 HF_HUB_OFFLINE. Tests give another object of the same form, so none of them opens a connection.
 """
 
+import http.client
 import logging
 import os
 import shutil
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 _log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 20
+_HTTP_RANGE_NOT_SATISFIABLE = 416
 
 
 class DownloadError(OSError):
@@ -66,12 +69,15 @@ class HuggingFaceHub:
 
     def __init__(self) -> None:
         try:
+            # The last three are not attributes of the package until someone imports them.
             import huggingface_hub
+            from huggingface_hub import constants, errors, hf_api
         except ImportError as e:
             raise DownloadError(
                 "Downloading needs huggingface_hub. Install it: pip install 'more4d[headless]'"
             ) from e
-        self._library = huggingface_hub
+        self._library, self._hf_api = huggingface_hub, hf_api
+        self._constants, self._errors = constants, errors
 
     def files(self, repository: str) -> list[RemoteFile]:
         """List a repository. See `Hub`."""
@@ -82,15 +88,14 @@ class HuggingFaceHub:
         return [
             RemoteFile(path=e.path, size_bytes=e.size, sha256=e.lfs.sha256 if e.lfs else None)
             for e in entries
-            if isinstance(e, self._library.hf_api.RepoFile)
+            if isinstance(e, self._hf_api.RepoFile)
         ]
 
     def local_folder(self, repository: str) -> Path | None:
         """Return the newest snapshot in the cache, without a connection. See `Hub`."""
-        not_there = self._library.errors.LocalEntryNotFoundError
         try:
             return Path(self._library.snapshot_download(repository, local_files_only=True))
-        except not_there:
+        except self._errors.LocalEntryNotFoundError:
             return None
 
     def missing_bytes(self, repository: str, file: RemoteFile, folder: Path | None) -> int:
@@ -100,7 +105,7 @@ class HuggingFaceHub:
             partial = folder / ".cache" / "huggingface" / "download"
         else:
             present = isinstance(self._library.try_to_load_from_cache(repository, file.path), str)
-            cache = Path(self._library.constants.HF_HUB_CACHE)
+            cache = Path(self._constants.HF_HUB_CACHE)
             partial = cache / f"models--{repository.replace('/', '--')}" / "blobs"
         if present:
             return 0
@@ -154,7 +159,15 @@ def fetch_address(
             total = start + int(length) if length else None
             with part.open("ab" if start else "wb") as stream:
                 _copy(response, stream, total, progress)
-    except OSError as e:
+    except urllib.error.HTTPError as e:
+        if e.code != _HTTP_RANGE_NOT_SATISFIABLE:
+            raise DownloadError(f"{url} could not be fetched: {e}.") from e
+        part.unlink()
+        raise DownloadError(
+            f"{url} has not the {start} bytes that had arrived earlier; they were removed. Run it "
+            "again to start anew."
+        ) from e
+    except (OSError, http.client.HTTPException) as e:
         raise DownloadError(f"{url} could not be fetched: {e}. Run it again to resume.") from e
     if total is not None and part.stat().st_size != total:
         raise DownloadError(
@@ -175,7 +188,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise DownloadError(
             f"{folder} has {free / 1e9:.1f} GB free; this needs {needed_bytes / 1e9:.1f} GB. "
-            "Make room, or choose another place (--to, or HF_HOME for the shared cache)."
+            "Make room, or choose another place (--folder, or HF_HOME for the shared cache)."
         )
 
 
@@ -199,5 +212,5 @@ def _hub_message(what: str, error: Exception) -> str:
     }
     kind = type(error).__name__
     hint = hints.get(kind, "Check the connection (HF_ENDPOINT chooses a mirror) and run it again.")
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{what} could not be fetched ({kind}): {first_line} {hint}"
+    first_line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{what} could not be fetched ({kind}): {first_line}. {hint}"

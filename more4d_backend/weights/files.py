@@ -205,14 +205,16 @@ def _open_torch(path: Path) -> WeightFile:
         )
     except pickle.UnpicklingError as e:
         named = re.search(r"GLOBAL (\S+)", str(e))
-        what = f"It names {named[1]}." if named else str(e).splitlines()[-1]
+        what = f"it names {named[1]}" if named else f"it begins with the bytes {_start(path)}"
         raise WeightsError(
-            f"{path} holds more than tensors, and is refused: {what} Nothing of it was run. "
-            "Weight files are read as tensors only; get a safetensors version of it."
+            f"{path} is no torch file, or holds more than tensors, and is refused: {what}. Nothing "
+            "of it was run. Weight files are read as tensors only; get a safetensors version of it."
         ) from e
     except Exception as e:  # torch raises many types for damaged archives
+        reason = f"{type(e).__name__}: {e}".rstrip(".")
         raise WeightsError(
-            f"{path} cannot be read as a torch file: {e} It may be truncated; download it again."
+            f"{path} cannot be read as a torch file ({reason}); it begins with the bytes "
+            f"{_start(path)}. If it is one, it is damaged or truncated; download it again."
         ) from e
     return WeightFile(path=path, tensors=stored(_named_tensors(content, path)))
 
@@ -233,6 +235,11 @@ def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
         held = f"other things: {first_five(strangers)}" if strangers else "nothing"
         raise WeightsError(f"{path} should hold tensors by their names, but holds {held}.")
     return {str(name): tensor for name, tensor in content.items()}
+
+
+def _start(path: Path) -> str:
+    with path.open("rb") as stream:
+        return stream.read(8).hex(" ")
 
 
 def _refuse_stand_ins(path: Path) -> None:

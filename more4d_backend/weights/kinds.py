@@ -85,6 +85,9 @@ class Recognized:
         return {name.removeprefix(self.prefix): tensor for name, tensor in tensors.items()}
 
 
+_MOST_LABELS = 4
+"""Errors that would name more kinds than this name none."""
+
 _PREFIXES = (
     "",
     "module.",
@@ -217,7 +220,9 @@ def expect(file: WeightFile, *kinds: WeightKind) -> Recognized:
     found = recognize(file)
     if found.kind in kinds:
         return found
-    needed = " or ".join(kind.label for kind in kinds)
+    needed = " or ".join(kind.label for kind in kinds[:_MOST_LABELS])
+    if len(kinds) > _MOST_LABELS:
+        needed = "weights of this project, whole and of a known kind"
     if found.kind is WeightKind.UNKNOWN:
         raise WeightsError(
             f"{file.path} is not known: its {len(file.tensors)} tensors start with "

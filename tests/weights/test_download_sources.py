@@ -1,7 +1,12 @@
 """Transports: the Hub's library with its calls replaced, and a server that lives in this file."""
 
+import http.client
 import io
+import os
 import re
+import subprocess
+import sys
+import urllib.error
 
 import pytest
 
@@ -38,6 +43,19 @@ def test_the_real_cache_is_asked_without_a_connection(tmp_path, monkeypatch):
     (tmp_path / "models--some--model" / "refs").mkdir()
     (tmp_path / "models--some--model" / "refs" / "main").write_text("abc")
     assert HuggingFaceHub().local_folder("some/model") == snapshot
+
+
+def test_the_cache_is_asked_also_in_a_process_that_has_imported_nothing_else(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "from more4d_backend.weights.downloads import find_downloaded\n"
+        "from more4d_backend.weights.download_sources import HuggingFaceHub, RemoteFile\n"
+        "assert find_downloaded('strag') is None\n"
+        "file = RemoteFile(path='a', size_bytes=7, sha256=None)\n"
+        "assert HuggingFaceHub().missing_bytes('some/model', file, None) == 7\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
 
 
 def library_error(name: str) -> Exception:
@@ -157,3 +175,25 @@ def test_an_error_of_the_server_says_how_to_go_on(tmp_path, online):
 
     with pytest.raises(DownloadError, match=r"503: busy.*Run it again to resume"):
         fetch_address(ADDRESS, tmp_path / "f", open_url=refuse)
+
+
+def test_bytes_that_the_server_does_not_have_are_not_kept(tmp_path, online):
+    def refuse(request):
+        raise urllib.error.HTTPError(ADDRESS, 416, "Range Not Satisfiable", {}, None)
+
+    (tmp_path / "f.part").write_bytes(b"of an older, longer file")
+    with pytest.raises(DownloadError, match=r"has not the 24 bytes .* were removed"):
+        fetch_address(ADDRESS, tmp_path / "f", open_url=refuse)
+    fetch_address(ADDRESS, tmp_path / "f", open_url=Server(b"new"))
+    assert (tmp_path / "f").read_bytes() == b"new"
+
+
+def test_a_chunked_answer_that_breaks_off_can_be_resumed(tmp_path, online):
+    class Broken(io.BytesIO):
+        status, headers = 200, {}
+
+        def read(self, size=-1):
+            raise http.client.IncompleteRead(b"")
+
+    with pytest.raises(DownloadError, match="Run it again to resume"):
+        fetch_address(ADDRESS, tmp_path / "f", open_url=lambda _: Broken())

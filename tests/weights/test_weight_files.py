@@ -124,7 +124,7 @@ def test_code_in_a_file_is_refused_and_never_runs(tmp_path, in_zip):
         path,
         _use_new_zipfile_serialization=in_zip,
     )
-    with pytest.raises(WeightsError, match=r"is refused: It names os\.makedirs"):
+    with pytest.raises(WeightsError, match=r"is refused: it names os\.makedirs"):
         open_weights(path)
     assert not mark.exists()
     torch.load(path, weights_only=False)
@@ -147,7 +147,8 @@ def test_a_plain_pickle_with_code_is_refused(tmp_path):
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "web page"),
-        (b"hello", "cannot be read as a torch file|refused"),
+        (b"hello", "it begins with the bytes 68 65 6c 6c 6f"),
+        (b"\x89PNG\r\n\x1a\n", "it begins with the bytes 89 50 4e 47"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -155,7 +156,7 @@ def test_what_download_tools_leave_behind_is_named(tmp_path, content, said, suff
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
     with pytest.raises(
-        WeightsError, match=said if suffix == ".pth" or len(content) != 5 else "whole"
+        WeightsError, match=said if suffix == ".pth" or "bytes" not in said else "whole"
     ):
         open_weights(path)
 
