@@ -149,9 +149,10 @@ def editor_graph(scene_file):
     def make(count=1, **inputs):
         graph = Graph()
         scene = graph.add("More4DSceneLoad", 0, file=_FILE)["scene"]
-        for column in range(1, count + 1):
-            node = graph.add("More4DCameraEditor", column, scene=scene, **inputs)
-        path = node["camera_path"]
+        editors = [
+            graph.add("More4DCameraEditor", 1 + i, scene=scene, **inputs) for i in range(count)
+        ]
+        path = editors[-1]["camera_path"]
         view = graph.add("More4DRender", count + 1, scene=scene, camera_path=path, mode="nearest")
         graph.add("PreviewImage", count + 2, images=view["image"])
         return graph
