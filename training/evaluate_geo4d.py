@@ -54,6 +54,8 @@ ABLATIONS: Mapping[str, AlignmentSettings] = {
     "disparity": AlignmentSettings.disparity_only(),
 }
 """What the alignment is given -> its settings."""
+_WITHOUT_CAMERAS = ("disparity",)
+"""Disparity alone tells no camera: all of them stand still there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ class Geo4DEvaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """What the tables come to; None where a video failed or nothing was told."""
+    """What the tables come to; None where a video failed, or nothing was told."""
 
     rotation_of_still: float | None
     """RPE rotation over that of a camera that stands still."""
@@ -108,14 +110,14 @@ class Numbers:
     def of(cls, reports: Sequence[EvaluationReport]) -> "Numbers":
         """Read them off the reports of the procedural benchmark."""
         tables = {report.title: report for report in reports}
-        cameras = tables[camera_title(_PROCEDURAL)]
+        cameras = tables.get(camera_title(_PROCEDURAL))
         depth = tables[depth_title(_PROCEDURAL, _PROCEDURAL.depth.alignment)]
         confidence = tables.get(confidence_title(_PROCEDURAL))
         groups = [confidence.mean(c.name) for c in CONFIDENCE_COLUMNS] if confidence else []
         known = [group for group in map(_finite, groups) if group is not None]
         return cls(
-            rotation_of_still=_finite(cameras.mean("RPE rotation / still")),
-            ate_of_line=_finite(cameras.mean("ATE / best line")),
+            rotation_of_still=_finite(cameras and cameras.mean("RPE rotation / still")),
+            ate_of_line=_finite(cameras and cameras.mean("ATE / best line")),
             within=_finite(depth.mean("within 1.25")),
             constant_within=_finite(depth.mean("constant within 1.25")),
             abs_rel=_finite(depth.mean("AbsRel")),
@@ -174,16 +176,17 @@ def draw_videos(evaluation: Geo4DEvaluation, folder: Path) -> None:
 def ablation_lines(numbers: Mapping[str, Numbers]) -> list[str]:
     """Compare all modalities with each alone: what came out, whatever it is."""
     lines = []
-    for name, read in (
-        ("AbsRel", lambda n: n.abs_rel),
-        ("ATE / best straight line", lambda n: n.ate_of_line),
-        ("rotation RPE / still camera", lambda n: n.rotation_of_still),
+    for name, field_name, left_out in (
+        ("AbsRel", "abs_rel", ()),
+        ("ATE / best straight line", "ate_of_line", _WITHOUT_CAMERAS),
+        ("rotation RPE / still camera", "rotation_of_still", _WITHOUT_CAMERAS),
     ):
-        values = {choice: read(number) for choice, number in numbers.items()}
-        told = ", ".join(f"{c} {_told(v)}" for c, v in values.items())
-        known = [v for v in values.values() if v is not None]
-        best = len(known) == len(values) and values["all"] == min(known)
-        lines.append(f"{name}: {told}; all together are best: {'yes' if best else 'NO'}")
+        values = {c: getattr(n, field_name) for c, n in numbers.items() if c not in left_out}
+        told = ", ".join(f"{choice} {_told(value)}" for choice, value in values.items())
+        together, known = values["all"], [v for v in values.values() if v is not None]
+        best = None if together is None else together == min(known)
+        verdict = {None: "not measured", True: "yes", False: "NO"}[best]
+        lines.append(f"{name}: {told}; all together are best: {verdict}")
     return lines
 
 
@@ -199,7 +202,8 @@ def _reports(
     )
     made_by = f"{fingerprint}-{evaluation.num_steps}-steps"
     scenes = evaluation.output / "scenes" / made_by / name
-    reports = evaluate_benchmark(_PROCEDURAL, truth, scenes, make=scene_maker(networks, settings))
+    benchmark = replace(_PROCEDURAL, tells_cameras=name not in _WITHOUT_CAMERAS)
+    reports = evaluate_benchmark(benchmark, truth, scenes, make=scene_maker(networks, settings))
     save_reports(evaluation.output / f"{name}.json", reports)
     return reports
 

@@ -88,12 +88,15 @@ class Benchmark:
     names: Callable[[Path], tuple[str, ...]] | None = None
     """Finds the videos where the benchmark has none of its own."""
 
+    tells_cameras: bool = True
+    """Whether cameras are compared where the benchmark has no names of its own."""
+
     def videos(self, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the videos of both tables."""
         if self.names is None:
             return self.depth_videos, self.camera_videos
         found = self.names(folder)
-        return found, found
+        return found, found if self.tells_cameras else ()
 
 
 def _scenes_in(folder: Path) -> tuple[str, ...]:

@@ -57,6 +57,8 @@ def test_the_same_weights_use_their_scenes_again(evaluation, found, monkeypatch,
     monkeypatch.setattr(evaluate_geo4d, "scene_maker", no_networks)
     assert evaluate(evaluation) == found
     assert set(found) == set(ABLATIONS)
+    assert found["disparity"].ate_of_line is None
+    assert found["disparity"].within is not None
     assert "NOT reached" in capsys.readouterr().out
     stored = json.loads((evaluation.output / "numbers.json").read_text())
     assert set(stored) == {"weights", *ABLATIONS}
@@ -119,8 +121,10 @@ def test_the_ablation_says_what_came_out():
     assert all(line.endswith("best: yes") for line in lines)
     lines = ablation_lines({"all": worse, "points": GOOD, "disparity": worse})
     assert all(line.endswith("best: NO") for line in lines)
-    lines = ablation_lines(
-        {"all": GOOD, "points": replace(worse, abs_rel=None), "disparity": worse}
-    )
+    failed = replace(worse, abs_rel=None)
+    lines = ablation_lines({"all": GOOD, "points": failed, "disparity": worse})
     assert "points NaN" in lines[0]
-    assert lines[0].endswith("best: NO")
+    assert lines[0].endswith("best: yes")
+    assert "disparity" not in lines[1]  # its cameras stand still
+    lines = ablation_lines({"all": failed, "points": GOOD, "disparity": worse})
+    assert lines[0].endswith("best: not measured")
