@@ -24,8 +24,9 @@ const MAX_ZOOM = 1000;
 
 export class CameraEditor {
   /**
-   * `host` has {getText(), setText(text), edited(), getNumFrames(), getPresets() -> Promise of
-   * {name: description}, getPreset(name, amplitude) -> Promise of a document, runNode()}.
+   * `host` has {getText(), setText(text), edited(), getNumFrames() (0: the scene's),
+   * getFramesOfRun() (undefined before one), getPresets() -> Promise of {name: description},
+   * getPreset(name, amplitude) -> Promise of a document, runNode()}.
    */
   constructor(host) {
     this.host = host;
@@ -76,8 +77,10 @@ export class CameraEditor {
   get scene() { return this.panel.view?.scene ?? null; }
 
   get numFrames() {
-    const numFrames = this.scene?.numFrames ?? 1;
-    return this.host.getNumFrames() || (numFrames > 1 ? numFrames : FRAMES_OF_A_PICTURE);
+    const asked = this.host.getNumFrames();
+    if (asked) return asked;
+    if (!this.scene) return this.host.getFramesOfRun() ?? FRAMES_OF_A_PICTURE;
+    return this.scene.numFrames > 1 ? this.scene.numFrames : FRAMES_OF_A_PICTURE;
   }
 
   /** World units of the scene for one unit of the document. */
@@ -182,15 +185,14 @@ export class CameraEditor {
     const { keyframes, selected, numFrames, refused, history } = this;
     const numShown = Math.max(numFrames, this.scene?.numFrames ?? 1);
     const state = {
-      keyframes, selected, numFrames, numShown, values: this.valuesOf(keyframes[selected]),
+      keyframes, selected, numFrames, numShown, time: this.time,
+      values: this.valuesOf(keyframes[selected]),
       isRight: !refused, canUndo: history.past.length > 0, canRedo: history.future.length > 0,
     };
     this.controls.show(state);
     this.track.show(state);
     if (this.textarea.value !== this.text) this.textarea.value = this.text;
-    this.error.textContent = refused ? text("editor.refused", {
-      field: refused.field, expected: text(`expected.${refused.expected}`), got: refused.got,
-    }) : "";
+    this.error.textContent = refused ? reasonOf(refused) : "";
     if (!this.scene) return;
     const cameras = posesAtFrames(keyframes, numFrames).map((pose) => this.cameraOf(pose));
     const ofKeyframes = keyframes.map((keyframe) => this.cameraOf(keyframe));
@@ -214,6 +216,7 @@ export class CameraEditor {
 
   seek(time) {
     this.time = time;
+    this.track.showTime(time);
     if (!this.scene) return;
     this.isSeeking = true;
     this.view.setFrame(time * Math.max(this.numFrames - 1, 1));
@@ -225,6 +228,7 @@ export class CameraEditor {
     this.preview?.update();
     if (this.isSeeking || !this.scene) return;
     this.time = Math.min(frame / Math.max(this.numFrames - 1, 1), 1);
+    this.track.showTime(this.time);
   }
 
   cameraOf({ position, quaternion_wxyz, zoom }) {
@@ -234,13 +238,9 @@ export class CameraEditor {
 
   /** The pose to store: what one looks at; without a scene, the path's at the playhead. */
   currentPose() {
-    if (!this.scene) return poseAt(this.keyframes, this.time);
+    if (!this.scene) return short(poseAt(this.keyframes, this.time));
     const pose = toKeyframePose(this.view.pickCamera().camera, this.scene.cameras[0]);
-    return {
-      position: pose.position.map((x) => rounded(x / this.scale)),
-      quaternion_wxyz: pose.quaternion_wxyz.map(rounded),
-      zoom: limitedZoom(pose.zoom),
-    };
+    return short({ ...pose, position: pose.position.map((x) => x / this.scale) });
   }
 
   act(name) {
@@ -309,14 +309,8 @@ export class CameraEditor {
   async usePreset(name, amplitude) {
     try {
       const { keyframes, scene_scale } = await this.host.getPreset(name, amplitude);
-      const short = keyframes.map((keyframe) => ({
-        ...keyframe,
-        time: rounded(keyframe.time),
-        position: keyframe.position.map(rounded),
-        quaternion_wxyz: keyframe.quaternion_wxyz.map(rounded),
-        zoom: limitedZoom(keyframe.zoom),
-      }));
-      this.edit({ keyframes: short, selected: 0 }, { scene_scale });
+      const start = keyframes.map((k) => ({ ...k, time: rounded(k.time), ...short(k) }));
+      this.edit({ keyframes: start, selected: 0 }, { scene_scale });
       this.seek(0);
     } catch (error) {
       this.error.textContent = text("editor.noPresets", { reason: error.message });
@@ -365,6 +359,20 @@ export class CameraEditor {
 
 function rounded(value) {
   return Number(value.toFixed(DECIMALS)) + 0; // + 0: no -0
+}
+
+function reasonOf({ field, expected, got }) {
+  if (expected === "json") return text("editor.noJson", { got });
+  return text("editor.refused", { field, expected: text(`expected.${expected}`), got });
+}
+
+/** A pose without the last digits of float arithmetic. */
+function short({ position, quaternion_wxyz, zoom }) {
+  return {
+    position: position.map(rounded),
+    quaternion_wxyz: quaternion_wxyz.map(rounded),
+    zoom: limitedZoom(zoom),
+  };
 }
 
 function limitedZoom(zoom) {

@@ -154,7 +154,7 @@ export function posesAtFrames(keyframes, numFrames) {
   return Array.from({ length: numFrames }, (_, frame) => poseAt(keyframes, frame / last));
 }
 
-export function poseOf({ position, quaternion_wxyz, zoom }) {
+function poseOf({ position, quaternion_wxyz, zoom }) {
   return { position: [...position], quaternion_wxyz: unit(quaternion_wxyz), zoom };
 }
 
@@ -246,13 +246,15 @@ export function addKeyframe(keyframes, pose, time) {
   }
   const before = others.filter((k) => k.time < at);
   const ease = before.length ? before[before.length - 1].ease : "in-out";
-  const added = { time: at, ...poseOf(pose), ease };
+  const { position, quaternion_wxyz, zoom } = pose;
+  const added = { time: at, position, quaternion_wxyz, zoom, ease };
   return { keyframes: sorted([...others, added]), selected: before.length };
 }
 
 /** Give a keyframe another pose; its time, ease and foreign fields stay. */
 export function replacePose(keyframes, index, pose) {
-  const changed = { ...keyframes[index], ...poseOf(pose) };
+  const { position, quaternion_wxyz, zoom } = pose;
+  const changed = { ...keyframes[index], position, quaternion_wxyz, zoom };
   return { keyframes: keyframes.with(index, changed), selected: index };
 }
 

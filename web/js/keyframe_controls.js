@@ -25,6 +25,7 @@ const FIELDS = [ // a row each
 ];
 const LIMITS = Object.assign({}, ...FIELDS);
 const MAX_VALUE = 1e9;
+const DIGITS = { frame: 2, fov: 2, yaw: 2, pitch: 2, roll: 2 }; // shown; others have 4
 
 function named(tag, name, properties = {}, children = []) {
   return make(tag, properties, { "data-name": name }, children);
@@ -133,7 +134,7 @@ export class KeyframeControls {
       input.disabled = !isRight || !isKnown;
       if (input === this.typedIn) continue;
       if (!isKnown) input.value = "";
-      else input.value = typeof value === "string" ? value : Number(value.toFixed(4));
+      else input.value = typeof value === "string" ? value : Number(value.toFixed(DIGITS[name] ?? 4));
     }
     this.fields.frame.max = state.numFrames;
     this.fields.ease.disabled ||= selected === keyframes.length - 1;

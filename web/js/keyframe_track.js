@@ -13,12 +13,16 @@ export class KeyframeTrack {
   constructor(on) {
     this.on = on;
     this.marks = [];
-    this.element = make("div", { role: "group", ariaLabel: text("editor.track") }, { "data-name": "track" });
+    const words = text("editor.track");
+    this.playhead = make("span", {}, { "data-name": "playhead" });
+    this.element = make(
+      "div", { role: "group", title: words, ariaLabel: words }, { "data-name": "track" }, [this.playhead],
+    );
     this.element.onclick = (event) => this.press(event, on.seek);
     this.element.ondblclick = (event) => this.press(event, on.addAt);
   }
 
-  /** Show {keyframes, selected, numFrames, numShown, isRight}; see KeyframeControls.show. */
+  /** Show {keyframes, selected, time, numFrames, numShown, isRight}; see KeyframeControls.show. */
   show(state) {
     this.shown = state;
     const { keyframes, selected, numFrames, numShown, isRight } = state;
@@ -30,6 +34,7 @@ export class KeyframeTrack {
     }
     // The slider goes over all frames of a scene; a shorter path has its keyframes in its part.
     this.share = numShown > 1 ? Math.max(numFrames - 1, 1) / (numShown - 1) : 1;
+    this.showTime(state.time);
     const frames = Math.max(numShown - 1, 1);
     this.element.style.setProperty("--more4d-step", `${100 / frames}%`);
     this.element.classList.toggle("more4d-ticks", frames <= 120);
@@ -44,6 +49,11 @@ export class KeyframeTrack {
       mark.ariaLabel = mark.title;
       mark.ariaPressed = `${i === selected}`;
     });
+  }
+
+  /** Put the playhead at a time of the path. */
+  showTime(time) {
+    this.playhead.style.left = `${100 * time * this.share}%`;
   }
 
   makeMark(index) {

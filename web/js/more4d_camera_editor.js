@@ -71,6 +71,7 @@ function addEditor(node) {
       app.canvas?.emitAfterChange?.();
     },
     getNumFrames: () => numFramesOf(node),
+    getFramesOfRun: () => node.properties[SHOWN]?.num_frames,
     getPresets,
     getPreset: (name, amplitude) => getPreset(node, name, amplitude),
     runNode: () => runNode(node),
