@@ -22,7 +22,8 @@ from more4d_backend.files import FileFormatError
 from more4d_backend.geometry import invert_rigid, matrix_from_quaternion_wxyz
 from more4d_backend.scene import Cameras
 
-_MODULE = Path(__file__).parents[2] / "web" / "js" / "camera_keyframes.js"
+_JS = Path(__file__).parents[2] / "web" / "js"
+_MODULE = _JS / "camera_keyframes.js"
 _DRIVER = """
 import { readFileSync } from "node:fs";
 const source = readFileSync(process.argv[1], "utf8");
@@ -40,13 +41,18 @@ _POSE = {"position": [1, 2, 3], "quaternion_wxyz": [0, 1, 0, 0], "zoom": 2}
 
 def call(*calls):
     """Call functions of the module: (name, argument, ...) each; what is refused is marked."""
+    # Without package.json, node 20 takes a .js file for no module; its text it takes.
+    return run_node(_DRIVER, str(_MODULE), input=json.dumps(calls))
+
+
+def run_node(script, *arguments, input=""):
+    """Run a module in node, and return the JSON that it prints."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    # Without package.json, node 20 takes a .js file for no module; its text it takes.
-    command = [node, "--input-type=module", "--eval", _DRIVER, str(_MODULE)]
+    command = [node, "--input-type=module", "--eval", script, *arguments]
     done = subprocess.run(
-        command, input=json.dumps(calls), capture_output=True, text=True, timeout=60, check=False
+        command, input=input, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -244,3 +250,67 @@ def test_a_new_document_is_the_input_view():
     path = cameras_from_keyframes(keyframes_from_json(json.dumps(new)), start(), 3)
     assert torch.equal(path.world_to_camera, start().world_to_camera.expand(3, 4, 4))
     assert torch.equal(path.intrinsics, start().intrinsics.expand(3, 3, 3))
+
+
+def test_a_text_has_a_keyframe_a_line_and_loses_nothing():
+    tricky = {"note": "[\n 1,\n 2 ]\n{ }", "tags": ["a, b", {"c": []}], "none": None}
+    given = document(keyframe(0, **tricky), keyframe(1), scene_scale=2, author={"name": "x\n"})
+    (text,) = call(("formatDocument", given))
+    assert json.loads(text) == given
+    assert len(text.splitlines()) == 2 + len(given) + 2 + 1
+    (minimal,) = call(("formatDocument", document(keyframe(0))))
+    assert "scene_scale" not in json.loads(minimal)
+
+
+def test_angles_turn_right_up_and_clockwise_and_come_back():
+    rng = random.Random(0)
+    angles = [
+        {
+            "yaw": rng.uniform(-180, 180),
+            "pitch": rng.uniform(-89, 89),
+            "roll": rng.uniform(-180, 180),
+        }
+        for _ in range(50)
+    ]
+    quaternions = call(*(("quaternionOf", a) for a in angles))
+    for given, found in zip(angles, call(*(("anglesOf", q) for q in quaternions)), strict=True):
+        assert found == pytest.approx(given, abs=1e-9)
+    turned = call(
+        ("quaternionOf", {"yaw": 30, "pitch": 0, "roll": 0}),
+        ("quaternionOf", {"yaw": 0, "pitch": 30, "roll": 0}),
+        ("quaternionOf", {"yaw": 0, "pitch": 0, "roll": 30}),
+    )
+    right, up, clockwise = matrix_from_quaternion_wxyz(torch.tensor(turned, dtype=torch.float64))
+    assert right[:, 2].tolist() == pytest.approx([0.5, 0, 0.75**0.5])  # forward, in +x right
+    assert up[:, 2].tolist() == pytest.approx([0, -0.5, 0.75**0.5])  # +y is down
+    assert clockwise[:, 0].tolist() == pytest.approx([0.75**0.5, 0.5, 0])  # its right side sinks
+
+
+@pytest.mark.parametrize("pitch", [90, -90])
+def test_straight_up_and_down_have_angles_too(pitch):
+    (given,) = call(("quaternionOf", {"yaw": 40, "pitch": pitch, "roll": 25}))
+    (angles,) = call(("anglesOf", given))
+    (again,) = call(("quaternionOf", angles))
+    wanted, found = matrix_from_quaternion_wxyz(torch.tensor([given, again], dtype=torch.float64))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+    assert angles["pitch"] == pytest.approx(pitch)
+
+
+def test_history_goes_back_and_forth_and_takes_a_drag_as_one_step():
+    """States 1 to 5 were shown; 2 to 4 belong to one drag."""
+    script = """
+    const { EditHistory } = await import(url);
+    const history = new EditHistory();
+    history.record(1);
+    for (const state of [2, 3, 4]) history.record(state, "drag");
+    const steps = [history.undo(5), history.undo(2), history.undo(1), history.redo(1)];
+    history.record(2, "drag");
+    history.endGroup();
+    history.record(6, "drag");
+    steps.push(history.redo(7), history.undo(7), history.undo(6), history.undo(2));
+    for (let i = 0; i < 500; i++) history.record(i);
+    process.stdout.write(JSON.stringify([steps, history.past.length]));
+    """
+    source = json.dumps((_JS / "edit_history.js").read_text())
+    url = f"const url = 'data:text/javascript,' + encodeURIComponent({source});"
+    assert run_node(url + script) == [[2, 1, None, 2, None, 6, 2, 1], 200]
