@@ -10,9 +10,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from jaxtyping import config, install_import_hook
+
+# No example may fail because the machine is busy.
+hypothesis.settings.register_profile("more4d", deadline=None)
+hypothesis.settings.load_profile("more4d")
 
 # Before the first import of the package; in tests only, because it breaks torch.compile.
 install_import_hook(

@@ -127,7 +127,8 @@ def decode_video(
     mean, std = latent_statistics(vae, latent.device)
     own_units = (latent.float() * std + mean).to(vae.device, vae.dtype)
     if clamp:
-        return vae.decode(own_units, return_dict=False)[0].float()
+        # Releases of diffusers differ in whether they clamp what was decoded in tiles.
+        return vae.decode(own_units, return_dict=False)[0].float().clamp(-1, 1)
     if (unclamped := getattr(vae, "decode_unclamped", None)) is not None:
         return unclamped(own_units).float()  # runs on whole clips: `whole_clip.py`
     with _decoder_scaled(vae, _UNCLAMPED_SCALE):
