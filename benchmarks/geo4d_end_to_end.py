@@ -1,7 +1,8 @@
 """Video to scene with networks of full size and random weights: seconds per frame, all in.
 
     python benchmarks/geo4d_end_to_end.py                       one GPU: 100 frames of 320x512
-    python benchmarks/geo4d_end_to_end.py --compile             with the UNet compiled
+    python benchmarks/geo4d_end_to_end.py --compile             with the networks' blocks compiled
+    python benchmarks/geo4d_end_to_end.py --profile             what each stage goes into: 28 frames
     python benchmarks/geo4d_end_to_end.py --video FILE          a video instead, whole
     python benchmarks/geo4d_end_to_end.py --device cpu --size toy --frames 12 --height 48 --width 64
     python benchmarks/geo4d_end_to_end.py --cameras             what decoding less does to cameras
@@ -24,6 +25,7 @@ from statistics import fmean
 
 import torch
 from geo4d_alignment import NUM_FRAMES, Accuracy, accuracy, make_windows
+from geo4d_profile import ProfiledStages
 from torch import Tensor
 
 from more4d_backend.geo4d.alignment import align_windows
@@ -31,6 +33,7 @@ from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.pipeline import Progress, ReconstructionSettings, reconstruct
 from more4d_backend.geo4d.predictions import RayMaps, WindowPrediction
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
+from more4d_backend.geo4d.speed import compile_networks
 from more4d_backend.geo4d.video import PictureVideo, Video, VideoFile
 
 AIM_S, AIM_GIB = 0.19, 16.0
@@ -91,7 +94,7 @@ def time_pipeline(arguments: argparse.Namespace) -> bool:
     device = torch.device(arguments.device)
     networks = random_networks(arguments.size, device)
     if arguments.compile:
-        networks.unet.compile()
+        compile_networks(networks)
     shape = (arguments.height, arguments.width)
     video: Video = PictureVideo(moving_pictures(arguments.frames, *shape), FPS)
     if arguments.video:
@@ -102,8 +105,14 @@ def time_pipeline(arguments: argparse.Namespace) -> bool:
         network_hw=shape if arguments.video is None else None,
         windows_per_batch=arguments.windows_per_batch,
     )
-    warm = PictureVideo(moving_pictures(min(24, arguments.frames), *shape), FPS)
+    warm = PictureVideo(moving_pictures(min(28, arguments.frames), *shape), FPS)
+    begin = time.perf_counter()
     reconstruct(warm, networks, replace(settings, network_hw=shape))
+    print(f"warmed up in {time.perf_counter() - begin:.1f} s")
+    if arguments.profile:
+        watched = ProfiledStages()
+        reconstruct(warm, networks, replace(settings, network_hw=shape), report=watched.begin)
+        watched.end()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     stages = Stages(device)
@@ -198,12 +207,15 @@ def main() -> None:
     parser.add_argument("--windows-per-batch", type=int)
     parser.add_argument("--video", help="a file instead of travelling waves")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--search", action="store_true", help="cuDNN tries its convolutions first")
+    parser.add_argument("--profile", action="store_true", help="print kernels, stage by stage")
     parser.add_argument("--cameras", action="store_true", help="compare reductions instead")
     parser.add_argument("--seeds", type=int, default=3, help="of --cameras")
     parser.add_argument("--threads", type=int, help="of the CPU")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    torch.backends.cudnn.benchmark = arguments.search
     on_gpu = arguments.device.startswith("cuda")
     name = torch.cuda.get_device_name(arguments.device) if on_gpu else "CPU"
     print(f"{name}, torch {torch.__version__}")

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from geo4d_profile import profiled
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -164,8 +165,9 @@ def measure(
         seconds, result = timed(work, arguments.repeats, on_cuda)
         rows.setdefault(name, {})[variant.name] = 1000 * seconds / count
         outputs.setdefault(name, {})[variant.name] = result.float().cpu()
-        if arguments.profile and on_cuda and variant.name == "ours":
-            profile(name, work)
+        if arguments.profile and variant.name == "ours":
+            with profiled(name):
+                work()
     if on_cuda:
         peaks[variant.name] = torch.cuda.max_memory_allocated() / (1 << 30)
 
@@ -183,21 +185,6 @@ def timed(work: Work, repeats: int, on_cuda: bool) -> tuple[float, Tensor]:
         if index >= 2:
             times.append(time.perf_counter() - start)
     return statistics.median(times), result
-
-
-def profile(name: str, work: Work) -> None:
-    """Print which kernels one call spends its time in."""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as run:
-        work()
-        torch.cuda.synchronize()
-    on_device = torch.autograd.DeviceType.CUDA
-    events = [event for event in run.key_averages() if event.device_type == on_device]
-    events.sort(key=lambda event: -event.self_device_time_total)
-    total = sum(event.self_device_time_total for event in events) / 1000
-    print(f"\n--- {name}: {total:.1f} ms of kernels in one call")
-    for event in events[:14]:
-        print(f"{event.self_device_time_total / 1000:8.3f} ms {event.count:5d}x  {event.key[:100]}")
 
 
 def report(

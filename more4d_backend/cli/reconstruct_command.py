@@ -126,7 +126,7 @@ class Reconstruct:
     """Of computation. auto: bfloat16 where the device has it."""
 
     compile_blocks: bool = False
-    """Compile the UNet's blocks: a minute slower to start, faster per window."""
+    """Compile the networks' blocks: minutes slower to start, faster per window."""
 
     output: Annotated[Path, arg(aliases=["-o"])] = Path("scene.safetensors")
     """Scene file (.safetensors) to write."""

@@ -2,18 +2,32 @@
 
 import logging
 
+import torch
+
 from .model import Geo4DNetworks
+from .network import ResBlock
+from .transformers import SpatialTransformer, TemporalTransformer
+from .vae import VAE_BLOCKS
 
 _log = logging.getLogger(__name__)
 
+_BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer, *VAE_BLOCKS)
+_MOST_GRAPHS = 64
+"""Of one kind of block: full-size networks have 15 sizes of it, for each number of windows."""
+
 
 def compile_networks(networks: Geo4DNetworks, *, backend: str = "inductor") -> None:
-    """Let torch compile UNet, encoder and decoders when they are first called, in place.
+    """Let torch compile the blocks of UNet and VAE when they are first called, in place.
 
-    The first call of each takes minutes at full size, and a new picture size or number of windows
-    some more. Results differ by rounding. `backend` is one of `torch.compiler.list_backends()`.
+    Blocks of one kind and size share a graph, so that this takes a minute or two at full size
+    where whole networks would take several; a new picture size or number of windows takes it again.
+    Results differ by rounding. `backend` is one of `torch.compiler.list_backends()`.
     """
-    vae = networks.vae
-    for module in (networks.unet, vae.encoder, vae.image_decoder, vae.point_decoder):
-        module.compile(backend=backend, fullgraph=True)
-    _log.info("Networks will be compiled by %s at their first call.", backend)
+    config = torch._dynamo.config
+    # torch gives up after 8 graphs of one piece of code; it was named cache_size_limit before 2.6.
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, max(getattr(config, limit), _MOST_GRAPHS))
+    for module in networks.modules():
+        if isinstance(module, _BLOCKS):
+            module.compile(backend=backend, fullgraph=True, dynamic=False)
+    _log.info("Blocks of the networks will be compiled by %s at their first call.", backend)

@@ -333,3 +333,7 @@ class _Upsample(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.conv(upsampled(hidden))
+
+
+VAE_BLOCKS = (_ResBlock, _Attention)
+"""What encoder and decoders are made of: where nearly all of their time goes."""
