@@ -7,13 +7,19 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..more4d_backend.scene import Cameras, Scene4D
-from ..more4d_backend.scene_files.view_file import SUFFIX, ViewSettings, write_view
+from ..more4d_backend.scene_files.view_file import (
+    SUFFIX,
+    ViewSettings,
+    forget_oldest_views,
+    write_view,
+)
 from .memory import report_progress
 from .types import CameraPathType, SceneType
 
 _FIRST = ViewSettings(stride=2, limit_bytes=2**27)
 _FULL = ViewSettings(stride=1, limit_bytes=2**29)
 _OUR_FOLDER = "more4d"
+_KEPT_BYTES = 2**32
 
 Place = dict[str, str]
 
@@ -54,6 +60,7 @@ def view_files(scene: Scene4D, camera_path: Cameras | None = None) -> dict[str, 
     """
     folder = Path(folder_paths.get_temp_directory()) / _OUR_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    forget_oldest_views(folder, _KEPT_BYTES)
     name = uuid.uuid4().hex
     places = {}
     for which, settings in (("half", _FIRST), ("full", _FULL)):

@@ -5,6 +5,7 @@ errors would show, have the finest steps, and no far point spoils the rest.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from ..camera_paths.edits import CameraPathError
 from ..files import FileFormatError, decoding, read_limited, replacing
 from ..scene import Cameras, PointMaps, PointTracks, Scene4D
 from .encoding import pack_bits, unpack_bits
+
+log = logging.getLogger(__name__)
 
 MAGIC = b"M4DVIEW\0"
 VERSION = 1
@@ -74,9 +77,12 @@ class ViewFile:
 def step_of_view(scale: float, distance: float) -> float:
     """Return the largest error of a coordinate so far, on its axis, from the input camera.
 
-    Half a step of u = d / (1 + |d|), d = distance / scale, brought back to world units.
+    Half a step of u = d / (1 + |d|), d = distance / scale, brought back to world units; infinite
+    beyond 65 535 times the scale.
     """
-    return scale * (1 + distance / scale) ** 2 / _STEPS / 2
+    away = 1 + distance / scale
+    half_step = away / _STEPS / 2
+    return scale * away * half_step / (1 - half_step) if half_step < 1 else math.inf
 
 
 def write_view(
@@ -148,6 +154,25 @@ def read_view(path: str | os.PathLike[str]) -> ViewFile:
         raise FileFormatError(f"{path} is of version {version}; this program reads {VERSION}.")
     with decoding(path, _EXPECTED):
         return _decoded(json.loads(data[16 : 16 + length]), data, 16 + length)
+
+
+def forget_oldest_views(folder: Path, kept_bytes: int) -> None:
+    """Remove view files of a folder, the oldest first, until the rest is small enough.
+
+    Pages and tabs may still show scenes of earlier runs; a host empties its temporary folder only
+    when it starts.
+    """
+    files = [(file.stat(), file) for file in folder.glob(f"*{SUFFIX}")]
+    size = sum(stat.st_size for stat, _ in files)
+    for stat, file in sorted(files, key=lambda entry: entry[0].st_mtime):
+        if size <= kept_bytes:
+            return
+        try:
+            file.unlink(missing_ok=True)
+        except PermissionError:  # Windows, while somebody reads it
+            log.info("%s is in use and stays.", file)
+            continue
+        size -= stat.st_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

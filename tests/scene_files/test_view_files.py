@@ -1,6 +1,7 @@
 """View files: what the browser gets of a scene."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from more4d_backend.scene import Cameras, PointMaps, PointTracks, Scene4D
 from more4d_backend.scene_files.view_file import (
     MAGIC,
     ViewSettings,
+    forget_oldest_views,
     read_view,
     step_of_view,
     write_view,
@@ -162,7 +164,6 @@ def test_49_frames_at_half_density_are_14_megabytes(tmp_path):
     sign=st.sampled_from([-1, 1]),
 )
 def test_no_coordinate_is_further_off_than_its_step(tmp_path_factory, scale, distance, sign):
-    """As float64 has it; of 1.01 half a per cent is float32, in which positions are."""
     positions = torch.full((1, 3, 3), scale)
     positions[0, 0, 0] = sign * distance * scale
     points = PointTracks(
@@ -172,7 +173,8 @@ def test_no_coordinate_is_further_off_than_its_step(tmp_path_factory, scale, dis
     write_view(file, Scene4D(points=points, cameras=cameras(1), fps=8.0))
     found = read_view(file).scene.points.positions[0, 0, 0]
     allowed = step_of_view(header_of(file)["scale"], distance * scale)
-    assert abs(float(found - positions[0, 0, 0])) <= 1.01 * allowed + 1e-6 * distance * scale
+    of_float32 = 0.01 * allowed + 1e-6 * distance * scale
+    assert abs(float(found - positions[0, 0, 0])) <= allowed + of_float32
 
 
 def test_progress_is_told_and_can_interrupt(tmp_path, tracks):
@@ -211,6 +213,18 @@ def test_a_damaged_file_is_refused_with_what_is_wrong(tmp_path, tracks, change, 
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match="expected at least 1"):
         ViewSettings(**bad)
+
+
+def test_the_oldest_files_go_until_the_rest_fits(tmp_path):
+    for age, name in enumerate(["new", "middle", "old"]):
+        file = tmp_path / f"{name}.m4dview"
+        file.write_bytes(bytes(100))
+        os.utime(file, (1000 - age, 1000 - age))
+    (tmp_path / "other.png").write_bytes(bytes(1000))
+    forget_oldest_views(tmp_path, 300)
+    assert len(list(tmp_path.iterdir())) == 4
+    forget_oldest_views(tmp_path, 199)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["new.m4dview", "other.png"]
 
 
 def test_convention_view_file_bytes(tmp_path):

@@ -11,6 +11,8 @@ const TOGGLES = ["frusta", "trails", "unseen", "holes"];
 const SPEEDS = [0.25, 0.5, 1, 2];
 const HELP = ["orbit", "pan", "nearer", "zoom", "center", "fly", "look", "play", "step", "home"];
 
+let hasMoved = false; // who has moved a view of this page needs no hint
+
 export class ScenePanel {
   /**
    * `extra`: an element below the controls. `help`: more rows of it, each the texts `<key>How` and
@@ -25,7 +27,10 @@ export class ScenePanel {
     addStyle("scene_panel");
     this.element = make("div", { className: "more4d-panel" }, {},
       [this.makeStage(), this.makeTimeline(), this.makeTools(), ...(extra ? [extra] : []), this.help]);
-    this.element.addEventListener("keydown", keepKeys);
+    this.element.addEventListener("keydown", (event) => {
+      keepKeys(event);
+      if (event.code === "Escape") this.showHelp(false);
+    });
     this.element.addEventListener("pointerdown", (event) => event.stopPropagation());
     this.open();
     this.setOptions(options);
@@ -37,6 +42,7 @@ export class ScenePanel {
       this.view = new SceneView(this.canvas, {
         onFrame: (frame) => { this.showFrame(); this.on.onFrame?.(frame); },
         onCamera: () => { this.showState(); this.on.onCamera?.(); },
+        onMoved: () => { hasMoved = true; this.hint.hidden = true; },
         onPlaying: () => this.showState(),
         onLost: (isLost) => this.message(isLost ? text("lostContext") : ""),
       });
@@ -147,7 +153,9 @@ export class ScenePanel {
     this.note = make("div", { className: "more4d-note" }, { role: "status" });
     this.info = make("span", { className: "more4d-info" });
     this.fullButton = button("full", "fullTip", () => this.fetch(this.places.full));
-    const chips = make("div", { className: "more4d-chips" }, {}, [this.info, this.fullButton]);
+    this.hint = make("span", { className: "more4d-hint", textContent: text("hint"), hidden: true });
+    const chips = make("div", { className: "more4d-chips" }, {},
+      [this.info, this.fullButton, this.hint]);
     this.throughNote = make("div", { className: "more4d-through", hidden: true });
     this.resetButton = iconButton("reset", "reset", "resetTip", () => this.view.reset());
     this.shotButton = iconButton("screenshot", "screenshot", "screenshotTip", () => this.screenshot());
@@ -234,6 +242,7 @@ export class ScenePanel {
     this.info.textContent = scene ? density(scene) : "";
     this.info.title = scene?.stride > 1 ? text("someTip", scene) : "";
     this.info.hidden = !scene;
+    this.hint.hidden = !scene || hasMoved;
     this.showThrough();
   }
 
@@ -241,9 +250,8 @@ export class ScenePanel {
     const { view } = this;
     this.throughNote.hidden = !view?.through;
     if (!view?.through) return;
-    const { width, height } = view.throughCamera;
     const key = view.scene.stride > 1 ? "throughHalf" : "throughExact";
-    this.throughNote.textContent = text(key, { size: `${width} x ${height}`, frame: view.frame + 1 });
+    this.throughNote.textContent = text(key, { frame: view.frame + 1 });
   }
 
   async screenshot() {

@@ -14,7 +14,7 @@ const BACKGROUND = [0.09, 0.09, 0.11];
 const BLACK = [0, 0, 0];
 const HOLE = [0.85, 0, 0.85];
 export const DEFAULTS = Object.freeze({
-  pointSize: 1.3, // of the part of the surface that a point stands for
+  pointSize: 1.5, // of the part of the surface that a point stands for
   trails: false,
   unseen: false,
   holes: false,
@@ -25,7 +25,7 @@ const LINE_WIDTH_PX = 1.6; // of the page
 const MAX_RATIO = 2; // pixels of the picture for one of the page, where a graph is zoomed in
 
 export class SceneView {
-  /** `on` may have onFrame(frame), onCamera(), onPlaying(), onLost(isLost). Throws NoWebGLError. */
+  /** `on` may have onFrame(frame), onCamera(), onMoved(), onPlaying(), onLost(isLost). */
   constructor(canvas, on = {}) {
     this.canvas = canvas;
     this.on = on;
@@ -168,6 +168,7 @@ export class SceneView {
   moveBy(motion) {
     if (this.through) this.setCamera(this.throughCamera);
     this.pose = math.multiply(this.pose, math.invertRigid(motion));
+    this.on.onMoved?.();
     this.cameraMoved();
   }
 
