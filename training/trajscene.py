@@ -111,6 +111,7 @@ def _converted(
 def _samples(path: Path, archive: str, spool: Path, rejects: list[Reject]) -> Iterator[SampleFiles]:
     """Copy what is read to `spool` under names of our own, and yield each complete sample."""
     parts: dict[str, dict[str, Path]] = {}
+    numbers: dict[str, int] = {}
     try:
         with tarfile.open(path, "r|gz") as tar:
             for member in tar:
@@ -120,7 +121,8 @@ def _samples(path: Path, archive: str, spool: Path, rejects: list[Reject]) -> It
                 found = parts.setdefault(sample, {})
                 if kind in found:
                     raise FileFormatError(f"{path} holds the {kind} of sample {sample} twice.")
-                found[kind] = spool / f"{len(parts)}-{kind}"
+                # Files of a sample need not follow each other.
+                found[kind] = spool / f"{numbers.setdefault(sample, len(numbers))}-{kind}"
                 source = tar.extractfile(member)
                 assert source is not None  # a plain file, see _named
                 with found[kind].open("wb") as file:

@@ -97,6 +97,19 @@ def test_an_archive_of_the_released_layout_becomes_a_shard(source_hw, tmp_path):
     assert (positions - tracks["coords"].float()).abs().max() < 4e-3
 
 
+def test_files_of_samples_may_lie_between_those_of_others(tmp_path):
+    files = _files("000001") | _files("000002", seed=1)
+    files |= {"000001.txt": b"The first one.", "000002.txt": b"The second one."}
+    mixed = {name: files[name] for name in sorted(files, key=lambda n: (n[6:], n))}
+    report = convert_archive(_archive(tmp_path / "in", mixed), tmp_path / "out")
+    assert (report.num_samples, report.rejects) == (2, ())
+    samples = ShardDataset(tmp_path / "out")
+    assert [s.caption for s in (samples[0], samples[1])] == ["The first one.", "The second one."]
+    for seed in (0, 1):
+        colors = _tracks((384, 512), seed)["colors"]
+        assert torch.equal(samples[seed].video[0].reshape(-1, 3).float(), colors)
+
+
 def test_the_camera_is_that_of_the_trackers_pixels(tmp_path):
     convert_archive(_archive(tmp_path / "in", _files("000001", (336, 596))), tmp_path / "out")
     intrinsics = ShardDataset(tmp_path / "out")[0].cameras.intrinsics[0]
