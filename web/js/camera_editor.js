@@ -2,8 +2,9 @@
 // node's JSON widget; what it shows is a picture of that text.
 
 import {
-  KeyframeError, addKeyframe, anglesOf, changeField, deleteKeyframe, formatDocument, moveInTime,
-  newDocument, parseDocument, poseAt, posesAtFrames, quaternionOf, replacePose, swapWithNeighbour,
+  KeyframeError, addKeyframe, anglesOf, changeField, deleteKeyframe, formatDocument, limitedZoom,
+  moveInTime, newDocument, parseDocument, poseAt, posesAtFrames, quaternionOf, replacePose, rounded,
+  shortPose, swapWithNeighbour,
 } from "./camera_keyframes.js";
 import "./camera_editor_texts.js";
 import { fromKeyframePose, toKeyframePose } from "./camera_math.js";
@@ -19,8 +20,6 @@ const AXES = ["x", "y", "z"];
 const ANGLES = ["yaw", "pitch", "roll"];
 const FRAMES_OF_A_PICTURE = 49;
 const WATCH_MS = 250; // the text also changes from outside: undo, subgraphs, loading
-const DECIMALS = 8; // of a pose that was picked; hides the noise of float arithmetic
-const MAX_ZOOM = 1000;
 
 export class CameraEditor {
   /**
@@ -55,7 +54,7 @@ export class CameraEditor {
       runNode: host.runNode,
       onFrame: (frame) => this.frameShown(frame),
       onCamera: () => this.preview?.update(),
-      onScene: () => this.show(),
+      onScene: () => this.sceneShown(),
       onOptions: () => this.preview?.update(),
     });
     this.preview = new PathPreview(this.panel);
@@ -214,6 +213,12 @@ export class CameraEditor {
     return input ? input.width / (2 * input.fx) : NaN;
   }
 
+  sceneShown() {
+    this.whenShown?.();
+    this.whenShown = null;
+    this.show();
+  }
+
   seek(time) {
     this.time = time;
     this.track.showTime(time);
@@ -238,9 +243,9 @@ export class CameraEditor {
 
   /** The pose to store: what one looks at; without a scene, the path's at the playhead. */
   currentPose() {
-    if (!this.scene) return short(poseAt(this.keyframes, this.time));
+    if (!this.scene) return shortPose(poseAt(this.keyframes, this.time));
     const pose = toKeyframePose(this.view.pickCamera().camera, this.scene.cameras[0]);
-    return short({ ...pose, position: pose.position.map((x) => x / this.scale) });
+    return shortPose({ ...pose, position: pose.position.map((x) => x / this.scale) });
   }
 
   act(name) {
@@ -309,7 +314,7 @@ export class CameraEditor {
   async usePreset(name, amplitude) {
     try {
       const { keyframes, scene_scale } = await this.host.getPreset(name, amplitude);
-      const start = keyframes.map((k) => ({ ...k, time: rounded(k.time), ...short(k) }));
+      const start = keyframes.map((k) => ({ ...k, time: rounded(k.time), ...shortPose(k) }));
       this.edit({ keyframes: start, selected: 0 }, { scene_scale });
       this.seek(0);
     } catch (error) {
@@ -350,6 +355,24 @@ export class CameraEditor {
     if (index >= 0) this.select(index);
   }
 
+  /** What one looks at, for an editor that takes this one's place. */
+  get viewed() {
+    if (!this.scene) return null;
+    const { camera } = this.view.pickCamera();
+    const { targetDistance } = this.view;
+    return { camera, targetDistance, time: this.time, selected: this.selected };
+  }
+
+  /** Look there as soon as the scene is shown. */
+  look({ camera, targetDistance, time, selected }) {
+    this.whenShown = () => {
+      this.selected = Math.min(selected, this.keyframes.length - 1);
+      this.view.targetDistance = targetDistance;
+      this.view.setCamera(camera);
+      this.seek(time);
+    };
+  }
+
   destroy() {
     clearInterval(this.watch);
     this.preview.destroy();
@@ -357,26 +380,9 @@ export class CameraEditor {
   }
 }
 
-function rounded(value) {
-  return Number(value.toFixed(DECIMALS)) + 0; // + 0: no -0
-}
-
 function reasonOf({ field, expected, got }) {
   if (expected === "json") return text("editor.noJson", { got });
   return text("editor.refused", { field, expected: text(`expected.${expected}`), got });
-}
-
-/** A pose without the last digits of float arithmetic. */
-function short({ position, quaternion_wxyz, zoom }) {
-  return {
-    position: position.map(rounded),
-    quaternion_wxyz: quaternion_wxyz.map(rounded),
-    zoom: limitedZoom(zoom),
-  };
-}
-
-function limitedZoom(zoom) {
-  return Math.min(Math.max(rounded(zoom), 1 / MAX_ZOOM), MAX_ZOOM);
 }
 
 /**

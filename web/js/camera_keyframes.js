@@ -14,6 +14,7 @@ const MAX_KEYFRAMES = 10000;
 const MAX_VALUE = 1e9;
 const MAX_ZOOM = 1e3;
 const LENGTH_TOLERANCE = 1e-3;
+const DECIMALS = 8; // of what the editor writes: it hides the noise of float arithmetic
 export const MIN_GAP = 1e-4; // in time: the editor keeps keyframes this far apart
 
 /** A document that is refused: `field` names what, `expected` is a key of the texts. */
@@ -156,6 +157,23 @@ export function posesAtFrames(keyframes, numFrames) {
 
 function poseOf({ position, quaternion_wxyz, zoom }) {
   return { position: [...position], quaternion_wxyz: unit(quaternion_wxyz), zoom };
+}
+
+/** A pose as the editor writes it. */
+export function shortPose({ position, quaternion_wxyz, zoom }) {
+  return {
+    position: position.map(rounded),
+    quaternion_wxyz: quaternion_wxyz.map(rounded),
+    zoom: limitedZoom(zoom),
+  };
+}
+
+export function limitedZoom(zoom) {
+  return Math.min(Math.max(rounded(zoom), 1 / MAX_ZOOM), MAX_ZOOM);
+}
+
+export function rounded(value) {
+  return Number(value.toFixed(DECIMALS)) + 0; // + 0: no -0
 }
 
 /** Cubic Hermite curve; the velocity at a knot is that of the parabola through it. */

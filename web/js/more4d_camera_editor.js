@@ -10,6 +10,9 @@ const LEAST_HEIGHT = 480;
 const VIEW = "more4d_view"; // properties of the node: what it shows, for after a reload
 const SHOWN = "more4d_editor";
 
+// Undo of the host makes all nodes anew: what the one before looked at, by node and scene.
+const viewed = new Map();
+
 let presets = null; // one request for all editors of a page
 
 async function answerOf(route) {
@@ -89,6 +92,8 @@ const url = ({ filename, subfolder, type }) => (
   api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
 );
 
+const keyOf = (node) => `${node.id} ${JSON.stringify(node.properties[VIEW])}`;
+
 function connect(node, editor) {
   let shown = ""; // a run after an edit of the path says the same places again
   const show = () => {
@@ -96,6 +101,8 @@ function connect(node, editor) {
     const now = JSON.stringify(written);
     if (!written || (now === shown && editor.scene)) return;
     shown = now;
+    const before = viewed.get(keyOf(node));
+    if (before && !editor.scene) editor.look(before);
     editor.load({ half: url(written.half), full: url(written.full) });
   };
   const { onExecuted, onConfigure, onRemoved } = node;
@@ -112,6 +119,7 @@ function connect(node, editor) {
   };
   node.onRemoved = function () {
     onRemoved?.apply(this, arguments);
+    if (editor.viewed) viewed.set(keyOf(node), editor.viewed);
     editor.destroy();
   };
 }
