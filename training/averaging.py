@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .sharding import Fragments, WholeParameters
+from .fragments import Fragments, WholeParameters
 
 
 class ParameterAverage:

@@ -51,12 +51,19 @@ MAY_CHANGE = (
     "run.checkpoints_kept",
     "run.validate_every",
     "run.export_precision",
+    "run.kept_blocks",
+    "run.minutes",
     "data.train",
     "data.validation",
+    "data.encoded",
+    "data.encoded_on_device",
     "data.num_validation_samples",
     "data.num_workers",
 )
 """Settings that change no number of the training itself; all others must be as they were."""
+
+_OF_THE_DECAY = {"run.num_steps", "run.minutes"}
+"""Must be as they were where the learning rate falls towards the end."""
 
 
 class CheckpointError(ValueError):
@@ -182,10 +189,13 @@ def check_same_recipe(stored: Mapping[str, Any], config: Mapping[str, Any], path
     """
     there, here = _flat(stored), _flat(config)
     absent = "absent"
+    may_change = set(MAY_CHANGE)
+    if here.get("optimizer.decay", "none") != "none":
+        may_change -= _OF_THE_DECAY
     differing = [
         f"  {name}: {there.get(name, absent)} in the checkpoint, {here.get(name, absent)} here"
         for name in sorted(there.keys() | here.keys())
-        if name not in MAY_CHANGE and there.get(name, absent) != here.get(name, absent)
+        if name not in may_change and there.get(name, absent) != here.get(name, absent)
     ]
     if differing:
         raise CheckpointError(

@@ -34,6 +34,14 @@ def dropped(
     return condition * keep.to(condition).view(-1, *[1] * (condition.ndim - 1))
 
 
+def dropped_captions(
+    captions: Sequence[str], probability: float, generator: torch.Generator
+) -> tuple[str, ...]:
+    """Put the empty text in place of some captions."""
+    draw = torch.rand(len(captions), generator=generator, device=generator.device).tolist()
+    return tuple("" if d < probability else c for d, c in zip(draw, captions, strict=True))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenEncoders:
     """Captions and pictures to tokens."""
@@ -56,9 +64,10 @@ class FrozenEncoders:
         seed: int,
         dtype: torch.dtype,
         device: torch.device,
+        text: TextEncoder | None = None,
     ) -> "FrozenEncoders":
-        """Load the encoders onto the device. See `networks`."""
-        text = networks.text_encoder(files, size, seed=seed, dtype=dtype)
+        """Load the encoders onto the device, but for a text encoder that is given."""
+        text = text or networks.text_encoder(files, size, seed=seed, dtype=dtype)
         image = networks.image_encoder(files, size, dtype=dtype)
         for encoder in (text, image):
             if encoder is not None:
@@ -69,8 +78,7 @@ class FrozenEncoders:
         self, captions: Sequence[str], dropout: float, generator: torch.Generator
     ) -> Float[Tensor, "batch 512 text_dim"]:
         """Encode captions; a share of them, drawn anew, as the empty text."""
-        draw = torch.rand(len(captions), generator=generator, device=generator.device).tolist()
-        said = ["" if d < dropout else c for d, c in zip(draw, captions, strict=True)]
+        said = dropped_captions(captions, dropout, generator)
         return self.text_encoder.encode(said).to(self.device).float()
 
     def image_tokens(

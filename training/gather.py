@@ -21,7 +21,7 @@ from more4d_backend.files import replacing
 
 from .checkpoints import CheckpointError, read_about
 from .export import Export
-from .sharding import WEIGHTS
+from .fragments import WEIGHTS
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .encoded import EncodedBatch, EncodedSamples
 from .generated import as_arrays, as_batch
+from .pictures import PictureSamples
 from .procedural import ProceduralDataset
 from .samples import SampleError, TrainingBatch, TrainingSample, stack_samples
 from .settings import TrainerSettings
@@ -89,7 +91,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        dataset: Dataset[TrainingSample],
+        dataset: Dataset[TrainingSample] | EncodedSamples,
         *,
         batch_size: int,
         seed: int,
@@ -120,7 +122,11 @@ class TrainingLoader:
 
     @classmethod
     def of_run(
-        cls, dataset: Dataset[TrainingSample], config: TrainerSettings, rank: int, num_ranks: int
+        cls,
+        dataset: Dataset[TrainingSample] | EncodedSamples,
+        config: TrainerSettings,
+        rank: int,
+        num_ranks: int,
     ) -> "TrainingLoader":
         """Prepare to read as a trainer's settings say."""
         return cls(
@@ -147,7 +153,7 @@ class TrainingLoader:
             )
         self.state = state
 
-    def __iter__(self) -> Iterator[TrainingBatch]:
+    def __iter__(self) -> Iterator[TrainingBatch | EncodedBatch]:
         """Yield batches from the present place on; each one moves the place."""
         state = self.state
         batches = RankBatches(
@@ -157,25 +163,33 @@ class TrainingLoader:
             num_ranks=self.num_ranks,
             start=state.position,
         )
-        # Workers that use the GPU cannot be forked, and hand their batches over in main memory.
-        abroad = self.num_workers > 0 and _device_of(self.dataset).type != "cpu"
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=_handed_over if abroad else stack_samples,
-            multiprocessing_context="spawn" if abroad else None,
-            pin_memory=torch.cuda.is_available(),
-            # A seed of its own, or the loader would draw one from the trainer's random state.
-            generator=torch.Generator().manual_seed(state.seed),
-        )
         # Counted here and not in the sampler, which runs ahead of what the trainer has seen.
-        for batch in loader:
+        for batch in self._batches(batches):
             self.state = LoaderState(
                 seed=state.seed,
                 num_samples=state.num_samples,
                 position=self.state.position + self.batch_size * self.num_ranks,
             )
+            yield batch
+
+    def _batches(self, batches: RankBatches) -> Iterator[TrainingBatch | EncodedBatch]:
+        if isinstance(self.dataset, EncodedSamples):
+            for numbers in batches:
+                yield self.dataset.batch(numbers)
+            return
+        # Workers that use the GPU cannot be forked, and hand their batches over in main memory.
+        is_abroad = self.num_workers > 0 and _device_of(self.dataset).type != "cpu"
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            num_workers=0 if isinstance(self.dataset, PictureSamples) else self.num_workers,
+            collate_fn=_handed_over if is_abroad else stack_samples,
+            multiprocessing_context="spawn" if is_abroad else None,
+            pin_memory=torch.cuda.is_available(),
+            # A seed of its own, or the loader would draw one from the trainer's random state.
+            generator=torch.Generator().manual_seed(self.state.seed),
+        )
+        for batch in loader:
             yield batch if isinstance(batch, TrainingBatch) else batch.batch()
 
 

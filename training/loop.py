@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from .averaging import ParameterAverage
 from .checkpoints import CheckpointFolder, check_same_recipe, plain, read_about
+from .encoded import EncodedBatch
+from .fragments import allocate, fragments_of
 from .gather import gather_fragments
 from .loader import TrainingLoader
 from .objectives import Objective
@@ -42,7 +44,6 @@ from .sharding import (
     deepspeed_backward,
     deepspeed_step,
     engine_of,
-    fragments_of,
     set_engine_up,
 )
 
@@ -93,6 +94,7 @@ class TrainingRun:
         check_same_config(self.accelerator, self._plain_config)
         set_seed(self.settings.seed, device_specific=False)
         self.step = 0
+        self.progress = 0.0
         self.checkpoints = CheckpointFolder(self.output, self.settings.checkpoints_kept)
         self._checkpoint = self._find_checkpoint()
         self._terminated = False
@@ -104,10 +106,14 @@ class TrainingRun:
         objective: nn.Module,
         loader: TrainingLoader,
         learning_rate_scales: Mapping[str, float] | None = None,
+        *,
+        fill: Callable[[nn.Module], None] | None = None,
     ) -> None:
         """Make the optimiser, spread the objective over the ranks, and resume.
 
         `learning_rate_scales` maps the start of parameter names to a factor on the learning rate.
+        With `fill` the objective may come without values (on the meta device) where FSDP2 is used:
+        it is called once they are split, to give every rank's part its own.
 
         Raises:
             CheckpointError: the checkpoint to resume from is damaged, or of another recipe.
@@ -121,9 +127,12 @@ class TrainingRun:
             set_engine_up(self.accelerator, objective, self.config)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.module = cast(nn.Module, self.accelerator.unwrap_model(self.objective))
+        if fill is not None:
+            allocate(self.module, self.optimizer, self._names, self.device)
+            fill(self.module)
         self.trained = trained_parameters(self.module)
         self.average = self._new_average()
-        self._state = RunState(
+        self.state = RunState(
             accelerator=self.accelerator,
             engine=self.engine,
             module=self.module,
@@ -136,6 +145,7 @@ class TrainingRun:
         if self.is_main:
             self.checkpoints.remove_unfinished()
         self._records = RunRecords(self.accelerator, self.output, self._plain_config, self.step)
+        self._start_s = time.perf_counter() - self._records.seconds_before
         self._listen_for_termination()
         _log.info(
             "%d parameters in %d tensors are trained on %d ranks, %s, from step %d",
@@ -143,14 +153,14 @@ class TrainingRun:
             *(len(self.trained), self.num_ranks, self.device, self.step),
         )
 
-    def batches(self) -> Iterator[TrainingBatch]:
-        """Yield batches on the device until the last step is done; save in between.
+    def batches(self) -> Iterator[TrainingBatch | EncodedBatch]:
+        """Yield batches on the device until the last step is done, or time is over; save meanwhile.
 
         After SIGTERM the update that is running is finished, a checkpoint is written, and
         SystemExit ends the run.
         """
         batches = iter(self.loader)
-        while self.step < self.settings.num_steps:
+        while self.step < self.settings.num_steps and self.progress < 1:
             before = self.step
             start = time.perf_counter()
             batch = next(batches).to(self.device)
@@ -158,7 +168,7 @@ class TrainingRun:
             yield batch
             if self.step == before:
                 continue
-            done = self.step == self.settings.num_steps
+            done = self.step == self.settings.num_steps or self.progress >= 1
             if done or self._terminated or self.step % self.settings.checkpoint_every == 0:
                 self.save()
             if self._terminated and not done:
@@ -166,7 +176,7 @@ class TrainingRun:
                 self.close()
                 raise SystemExit(EXIT_TERMINATED)
 
-    def update(self, batch: TrainingBatch, losses: Callable[[], Tensor]) -> None:
+    def update(self, batch: TrainingBatch | EncodedBatch, losses: Callable[[], Tensor]) -> None:
         """Compute per-sample losses and their gradient; after `accumulation` batches, step.
 
         Raises:
@@ -249,7 +259,7 @@ class TrainingRun:
 
         Sharded ones are gathered from the checkpoint of the last step.
         """
-        export = self._state.export
+        export = self.state.export
         assert export is not None
         path = self.output / export.file
         if self.is_main and self.is_sharded:
@@ -266,7 +276,7 @@ class TrainingRun:
             self.checkpoints.begin(self.step)
         self.accelerator.wait_for_everyone()
         folder = self.checkpoints.temporary(self.step)
-        self._state.save(folder)
+        self.state.save(folder)
         self.accelerator.wait_for_everyone()
         if self.is_main:
             path = self.checkpoints.finish(self.step, self.loader.state, self._plain_config)
@@ -307,9 +317,9 @@ class TrainingRun:
         about = read_about(path)
         check_same_recipe(about.config, self._plain_config, path)
         self.loader.resume(about.data)
-        self._state.load(path)
+        self.state.load(path)
         self.step = about.step
-        if not self._state.load_random_state(path):
+        if not self.state.load_random_state(path):
             _log.warning("%s has no random state for rank %d: from the seed", path, self.rank)
         _log.info("Continuing %s", path)
 
@@ -321,27 +331,34 @@ class TrainingRun:
         self._old_handler = signal.signal(signal.SIGTERM, terminate)
         self._last_step_s = time.perf_counter()
 
-    def _mean_over_ranks(self, per_sample: Tensor, batch: TrainingBatch) -> float:
+    def _mean_over_ranks(self, per_sample: Tensor, batch: TrainingBatch | EncodedBatch) -> float:
         """Mean loss of all ranks, who learn in the same exchange that one of them must stop."""
         mine = per_sample.detach().float().mean()
-        told = torch.stack([mine, mine.new_tensor(float(self._asked_to_stop))])
-        everywhere = cast(Tensor, self.accelerator.gather(told))
-        means, stops = everywhere.view(-1, 2).unbind(1)
-        self._terminated = bool(stops.any())
+        mine_told = mine.new_tensor([float(self._asked_to_stop), self._own_progress()])
+        everywhere = cast(Tensor, self.accelerator.gather(torch.cat([mine[None], mine_told])))
+        means, stops, progress = everywhere.view(-1, 3).unbind(1)
+        self._terminated, self.progress = bool(stops.any()), min(1.0, float(progress.max()))
         mean = float(means.mean())
         if not math.isfinite(mean):
             raise NotFiniteError(not_finite_message(per_sample, batch.names, self.step))
         return mean
+
+    def _own_progress(self) -> float:
+        """Share of the run that is done, by updates or by this rank's clock."""
+        by_steps, minutes = self.step / self.settings.num_steps, self.settings.minutes
+        if minutes is None:
+            return by_steps
+        return max(by_steps, (time.perf_counter() - self._start_s) / (60 * minutes))
 
     def _skips(self) -> bool:
         """Whether this batch completes an update that is left out."""
         loss = sum(self._losses) / len(self._losses)
         return self.accelerator.sync_gradients and self.config.optimizer.skips(self.step, loss)
 
-    def _step(self, batch: TrainingBatch, *, skipped: bool) -> None:
+    def _step(self, batch: TrainingBatch | EncodedBatch, *, skipped: bool) -> None:
         settings = self.config.optimizer
         loss = sum(self._losses) / len(self._losses)
-        rate = settings.learning_rate_at(self.step)
+        rate = settings.learning_rate_at(self.step, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         metrics = {"loss": loss, "learning_rate": rate}
@@ -364,7 +381,7 @@ class TrainingRun:
         self.record(metrics | {"step_s": now - self._last_step_s, "data_wait_s": self._wait_s})
         self._last_step_s, self._wait_s = now, 0.0
 
-    def _clipped_norm(self, batch: TrainingBatch) -> float:
+    def _clipped_norm(self, batch: TrainingBatch | EncodedBatch) -> float:
         settings = self.config.optimizer
         limit = settings.max_norm_at(self.step)
         parameters = list(self.trained.values())
@@ -377,7 +394,7 @@ class TrainingRun:
             self.accelerator.clip_grad_norm_(parameters, limit / min(ratio, 10))
         return norm
 
-    def _check_norm(self, norm: float, batch: TrainingBatch) -> None:
+    def _check_norm(self, norm: float, batch: TrainingBatch | EncodedBatch) -> None:
         if not math.isfinite(norm):
             raise NotFiniteError(
                 f"The gradient of the update after step {self.step} is not finite, though every "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from more4d_backend import tiny
 from more4d_backend.strag.profile import OWN, RELEASED, StragWeightsProfile
 from more4d_backend.strag.sizes import STRAG_SIZES, VISM_SIZES
-from more4d_backend.tiny.text_encoder import ByteTextEncoder
+from more4d_backend.tiny.text_encoder import ByteTextEncoder, ByteTextModel
 from more4d_backend.wan.text import TEXT_TOKENS, TextEncoder, UMT5TextEncoder, load_tokenizer
 from more4d_backend.weights import load_weights
 from more4d_backend.weights.files import open_weights
@@ -208,6 +208,18 @@ def text_encoder(
         _log.warning("The text encoder has random values from seed %d", seed)
         return RandomTextEncoder(STRAG_SIZES[size].wan.text_dim, seed)
     return UMT5TextEncoder(_frozen(load_umt5(path, dtype=dtype)), load_tokenizer(tokenizer))
+
+
+def text_encoder_to_train(files: WeightFiles, seed: int) -> ByteTextModel:
+    """Make the text encoder that reads bytes to begin with, in float32: everything learns.
+
+    Raises:
+        WeightsError: not a file of one.
+    """
+    if files.text_encoder is not None:
+        return load_byte_text(files.text_encoder, dtype=torch.float32).train()
+    with _seeded(seed, "text encoder"):
+        return ByteTextModel().train()
 
 
 def image_encoder(

@@ -5,9 +5,6 @@
 | released | the published hyperparameters (reference code, training scripts), at 49x368x512 |
 | own | the same networks, trained with visibility, true cameras and all kinds of holes |
 | tiny | the embedded networks, for one small GPU, a laptop or a test |
-
-A recipe is a function of the data folder and the output folder; the command line changes single
-fields of what it returns.
 """
 
 from collections.abc import Callable
@@ -24,6 +21,9 @@ SizeName = Literal["14b", "1.3b", "tiny"]
 
 _RELEASED_SIZE = SampleSize(num_frames=49, height=368, width=512)
 _TINY_SIZE = SampleSize(num_frames=49, height=128, width=176)
+_TINY_OPTIMIZER = OptimizerSettings(
+    learning_rate=1e-3, weight_decay=1e-2, eps=1e-10, warmup_steps=300, decay="cosine"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +176,10 @@ class StragConfig:
     max_error: float | None = None
     """Elements that are off by more are left out of the loss."""
 
+    train_text: bool = False
+    """Train the text encoder that reads bytes along, in the tiny size; it is written too, and
+    stays as it is for 4D-ViSM."""
+
     train_perception: bool = False
     """Train the image encoder of motion perception too; without a pretrained one it must be."""
 
@@ -306,24 +310,23 @@ def strag_own(data: Path, output: Path) -> StragConfig:
 
 
 def strag_tiny(data: Path, output: Path) -> StragConfig:
-    """The embedded one: 6 layers of width 256, image features trained along."""
+    """The embedded one: 6 layers of width 256, image features and text encoder trained along."""
     return StragConfig(
         run=RunSettings(
             output=output,
-            num_steps=30_000,
-            batch_size=8,
-            ema_decay=0.999,
+            num_steps=20_000,
+            batch_size=64,
+            ema_decay=0.998,
             gradient_checkpointing=False,
             checkpoint_every=1000,
             validate_every=1000,
         ),
         data=_data(data, _TINY_SIZE),
-        optimizer=OptimizerSettings(
-            learning_rate=3e-4, weight_decay=1e-2, eps=1e-10, warmup_steps=200
-        ),
+        optimizer=_TINY_OPTIMIZER,
         profile="own",
         size="tiny",
         dropouts=Dropouts(text=0.1, image_tokens=0.0, control=0.02, reference=0.02),
+        train_text=True,
         train_perception=True,
     )
 
@@ -354,16 +357,14 @@ def vism_tiny(data: Path, output: Path) -> VismConfig:
         run=RunSettings(
             output=output,
             num_steps=20_000,
-            batch_size=8,
-            ema_decay=0.999,
+            batch_size=32,
+            ema_decay=0.998,
             gradient_checkpointing=False,
             checkpoint_every=1000,
             validate_every=1000,
         ),
         data=_data(data, _TINY_SIZE),
-        optimizer=OptimizerSettings(
-            learning_rate=3e-4, weight_decay=1e-2, eps=1e-10, warmup_steps=200
-        ),
+        optimizer=_TINY_OPTIMIZER,
         size="tiny",
         mode="full",
         dropouts=Dropouts(text=0.1, image_tokens=0.0),
@@ -385,6 +386,8 @@ def vism_tiny_lora(data: Path, output: Path) -> VismConfig:
 
 Recipe = Callable[[Path, Path], MotionVaeConfig | StragConfig | VismConfig]
 
+_VISM: dict[str, Recipe] = {"released": vism_released, "own": vism_own}
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "motion_vae": {
         "released": motion_vae_released,
@@ -392,11 +395,6 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "tiny": motion_vae_tiny,
     },
     "strag": {"released": strag_released, "own": strag_own, "tiny": strag_tiny},
-    "vism": {
-        "released": vism_released,
-        "own": vism_own,
-        "tiny": vism_tiny,
-        "tiny-lora": vism_tiny_lora,
-    },
+    "vism": _VISM | {"tiny": vism_tiny, "tiny-lora": vism_tiny_lora},
 }
 """Trainer -> recipe -> its function of (data folder, output folder)."""

@@ -35,7 +35,10 @@ def check_tracker(tracker: Tracker) -> None:
 
 
 class RunRecords:
-    """`config.json` and `metrics.jsonl` of a run, written by rank 0, and its tracker."""
+    """`config.json` and `metrics.jsonl` of a run, written by rank 0, and its tracker.
+
+    `seconds_before` is how long the recorded steps of a run took that is gone on with; on rank 0.
+    """
 
     def __init__(
         self, accelerator: "Accelerator", output: Path, config: Mapping[str, Any], step: int
@@ -43,6 +46,7 @@ class RunRecords:
         """Begin, or go on at `step`: what was recorded after it will be done again."""
         self._accelerator = accelerator
         self._metrics = output / "metrics.jsonl"
+        self.seconds_before = 0.0
         # Plain values only: the trackers' tables take nothing else.
         about = {"recipe": json.dumps(config), "ranks": accelerator.num_processes}
         accelerator.init_trackers("metrics", config=about)
@@ -91,6 +95,7 @@ class RunRecords:
         # A killed run may have left half a line at the end.
         whole = (line for line in self._metrics.read_text(encoding="utf-8").split("\n")[:-1])
         kept = [line + "\n" for line in whole if json.loads(line)["step"] <= step]
+        self.seconds_before = sum(json.loads(line).get("step_s", 0.0) for line in kept)
         with replacing(self._metrics) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 

@@ -22,15 +22,9 @@ from .checkpoints import (
     save_tensors,
 )
 from .export import Export
+from .fragments import WEIGHTS, Fragments, fragments_of, save_fragments, shapes_of
 from .gather import ShardedWeights
-from .sharding import (
-    WEIGHTS,
-    Engine,
-    Fragments,
-    fragments_of,
-    save_fragments,
-    shapes_of,
-)
+from .sharding import Engine
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -1,5 +1,6 @@
 """Settings that all trainers share: the run, its data, its optimiser."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -42,6 +43,17 @@ class RunSettings:
     gradient_checkpointing: bool = True
     """Compute activations twice instead of keeping them: a third slower, far less memory."""
 
+    kept_blocks: float = 0.0
+    """Share of a transformer's blocks that gradient checkpointing leaves out: where memory is left,
+    it saves time."""
+
+    compile_blocks: bool = False
+    """Compile a transformer's blocks: a minute or two at the start, then faster on a GPU."""
+
+    minutes: float | None = None
+    """Time for the updates, all parts of a run that was stopped together. When it is over the run
+    ends, as it does after `num_steps`. None: as long as they take."""
+
     ema_decay: float | None = None
     """Per update, of a running mean of the parameters that validation and the final weights use.
     None keeps none; it costs the memory of the parameters once more."""
@@ -71,6 +83,10 @@ class RunSettings:
                 f"run.checkpoints_kept is {self.checkpoints_kept} and run.validate_every is "
                 f"{self.validate_every}; expected at least 1 and at least 0."
             )
+        if not 0 <= self.kept_blocks <= 1:
+            raise SettingsError(f"run.kept_blocks is {self.kept_blocks}; expected 0 to 1.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise SettingsError(f"run.minutes is {self.minutes}; expected more than 0, or None.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise SettingsError(
                 f"run.ema_decay is {self.ema_decay}; expected a number between 0 and 1, or None."
@@ -118,6 +134,13 @@ class DataSettings:
     max_samples: int | None = None
     """Use only the first ones of `train`."""
 
+    encoded: Path | None = None
+    """Folder that `python -m training.encode` made, in place of `train` (4D-STraG and 4D-ViSM): the
+    frozen encoders then do nothing while one trains."""
+
+    encoded_on_device: bool = False
+    """Keep all encoded samples on the device that trains, instead of reading them as needed."""
+
     procedural: ProceduralSource = field(default_factory=ProceduralSource)
     """See `ProceduralSource`."""
 
@@ -127,7 +150,7 @@ class OptimizerSettings:
     """AdamW, its learning rate, and the limits on one update."""
 
     learning_rate: float
-    """After the warm-up, constant."""
+    """After the warm-up; see `decay`."""
 
     weight_decay: float
     """Decoupled; on every parameter, as published."""
@@ -137,6 +160,10 @@ class OptimizerSettings:
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Of the first and second moment."""
+
+    decay: Literal["none", "cosine"] = "none"
+    """`cosine`: from the highest learning rate to nothing at the end of the run, by its updates or
+    by its time, whichever is farther."""
 
     warmup_steps: int = 0
     """Updates over which the learning rate rises from 0 in a line."""
@@ -167,9 +194,11 @@ class OptimizerSettings:
                     f"optimizer.{name} is {getattr(self, name)}; expected more than 0."
                 )
 
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of the update after `step` updates."""
-        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+    def learning_rate_at(self, step: int, progress: float = 0.0) -> float:
+        """Return the learning rate of the update after `step` updates, a share of the run."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1.0
+        return self.learning_rate * rise * fall
 
     def max_norm_at(self, step: int) -> float:
         """Return the longest gradient of the update after `step` updates."""

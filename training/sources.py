@@ -1,8 +1,10 @@
 """Where training samples come from: folders of shards, or seeds.
 
 `data.train` and `data.validation` name a folder of shards, or say `procedural`: samples are then
-made as they are needed and nothing is stored. Both are data sets by number, so one loader gives
-them to ranks and workers, and continues both after a stop.
+made as they are needed and nothing is stored. `data.train` may also be a folder of drawn pictures
+(`training.pictures`), and `data.encoded` stands for what was encoded before (`training.encoded`).
+All are data sets by number, so one loader gives them to ranks and workers, and continues after a
+stop.
 """
 
 import logging
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from .encoded import EncodedSamples
+from .pictures import Pictures, PictureSamples
 from .procedural import PROCEDURAL_RECIPES, ProceduralDataset
 from .settings import DataSettings, SettingsError
 from .shards import ShardDataset
@@ -34,8 +38,8 @@ def is_procedural(source: Path) -> bool:
 
 def training_samples(
     settings: DataSettings, device: torch.device, *, novel_views: bool
-) -> ShardDataset | ProceduralDataset:
-    """Open what `data.train` names.
+) -> ShardDataset | ProceduralDataset | PictureSamples | EncodedSamples:
+    """Open what `data.train` names, or `data.encoded` in its place.
 
     Procedural samples have their second video only where `novel_views` asks for it, because it
     takes as long as the first. `device` casts their rays, unless the settings say the CPU.
@@ -44,6 +48,12 @@ def training_samples(
         FileFormatError, SampleError: the folder cannot be used.
         SettingsError: the seeds reach those of validation.
     """
+    if settings.encoded is not None:
+        return EncodedSamples(settings.encoded, device if settings.encoded_on_device else None)
+    if (pictures := sorted(settings.train.glob("*.safetensors"))) and not is_procedural(
+        settings.train
+    ):
+        return PictureSamples(Pictures.load(pictures).to(device))
     if not is_procedural(settings.train):
         return ShardDataset(settings.train, settings.size, settings.max_samples)
     first, count = settings.procedural.first_seed, settings.max_samples or _EPOCH

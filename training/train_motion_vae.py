@@ -26,7 +26,7 @@ from .networks import PROFILES, motion_vae_to_train
 from .objectives import Objective
 from .recipes import MotionVaeConfig
 from .samples import TrainingBatch
-from .settings import EXPORT_DTYPES
+from .settings import EXPORT_DTYPES, SettingsError
 from .sources import training_samples
 from .targets import normalized_motion
 from .validation import (
@@ -74,7 +74,13 @@ class MotionVaeObjective(Objective):
 
 
 def train(config: MotionVaeConfig) -> Path:
-    """Train, and return the path of the weights."""
+    """Train, and return the path of the weights.
+
+    Raises:
+        SettingsError: the data is encoded already.
+    """
+    if config.data.encoded is not None:
+        raise SettingsError("data.encoded is set, but the motion VAE learns from motion itself.")
     # 1. The run: devices, seeds, what to continue.
     run = TrainingRun(config)
     profile = PROFILES[config.profile]
@@ -92,6 +98,7 @@ def train(config: MotionVaeConfig) -> Path:
 
     # 4. The loop.
     for batch in run.batches():
+        assert isinstance(batch, TrainingBatch)
         motion = normalized_motion(batch, profile.motion)
         weight = visibility_weight(batch.visibility, config.hidden_weight)
         squared = run.step < config.squared_steps

@@ -20,13 +20,16 @@ from more4d_backend.strag.conditioning import clip_picture, encode_condition, pe
 from more4d_backend.strag.motion_perception import Guidance
 from more4d_backend.strag.profile import StragWeightsProfile
 from more4d_backend.strag.transformer import StragTransformer
+from more4d_backend.tiny.text_encoder import ByteTextEncoder, ByteTextModel
 from more4d_backend.wan.sampling import NUM_TRAIN_TIMESTEPS
 from more4d_backend.weights.kinds import WeightKind
 
 from . import networks
+from .blocks import set_blocks_up
 from .command_line import parse_config
-from .conditions import FrozenEncoders, dropped
-from .export import Export
+from .conditions import FrozenEncoders, dropped, dropped_captions
+from .encoded import EncodedBatch, EncodedSamples
+from .export import Export, export_weights
 from .loader import TrainingLoader
 from .loop import TrainingRun
 from .losses import (
@@ -69,8 +72,8 @@ class StragInputs:
     picture: Float[Tensor, "batch 3 height width"]
     """What motion perception sees, in [0, 1]."""
 
-    text: Float[Tensor, "batch 512 text_dim"]
-    """Text tokens."""
+    text: Float[Tensor, "batch 512 text_dim"] | tuple[str, ...]
+    """Text tokens; captions where the text encoder learns."""
 
     image_tokens: Float[Tensor, "batch token token_dim"] | None
     """CLIP's tokens, for sizes that have them."""
@@ -82,7 +85,13 @@ class StragInputs:
 class StragObjective(Objective):
     """The transformer's velocity against the true one."""
 
-    def __init__(self, transformer: StragTransformer, config: StragConfig) -> None:
+    def __init__(
+        self,
+        transformer: StragTransformer,
+        config: StragConfig,
+        text_encoder: ByteTextModel | None = None,
+    ) -> None:
+        """Take the transformer, and a text encoder that learns with it."""
         profile = networks.strag_profile(config)
         super().__init__(
             Export(
@@ -94,6 +103,7 @@ class StragObjective(Objective):
             )
         )
         self.transformer = transformer
+        self.text_encoder = text_encoder
         self.unguided_frame = profile.unguided_frame
         self.motion_perception = config.ablation.motion_perception
         self.max_error = config.max_error
@@ -102,7 +112,10 @@ class StragObjective(Objective):
         self, inputs: StragInputs, sigma: Float[Tensor, "batch"], noise: Tensor
     ) -> Float[Tensor, "batch"]:
         """Return the loss of each sample."""
-        guidance = None
+        text, guidance = inputs.text, None
+        if isinstance(text, tuple):
+            assert self.text_encoder is not None
+            text = self.text_encoder(text)
         if self.motion_perception:
             latent_hw = inputs.latent.shape[-2], inputs.latent.shape[-1]
             features = self.transformer.encode_image(inputs.picture, latent_hw)
@@ -111,7 +124,7 @@ class StragObjective(Objective):
         velocity = self.transformer(
             hidden_states=torch.cat([noisy, inputs.channels], dim=1),
             timestep=NUM_TRAIN_TIMESTEPS * sigma,
-            encoder_hidden_states=inputs.text,
+            encoder_hidden_states=text,
             encoder_hidden_states_image=inputs.image_tokens,
             reference_latent=inputs.reference_latent,
             guidance=guidance,
@@ -150,37 +163,89 @@ class StragGiven:
         motion_vae = networks.motion_vae(files, config.size, profile, seed=seed, dtype=dtype)
         for module in (vae, motion_vae):
             nn.Module.to(module, device)
-        encoders = FrozenEncoders.load(files, config.size, seed=seed, dtype=dtype, device=device)
+        text = None
+        if config.train_text:
+            text = ByteTextEncoder(networks.text_encoder_to_train(files, seed))
+        encoders = FrozenEncoders.load(
+            files, config.size, seed=seed, dtype=dtype, device=device, text=text
+        )
         return cls(
             config=config, profile=profile, vae=vae, motion_vae=motion_vae, encoders=encoders
         )
 
+    @property
+    def about(self) -> dict[str, object]:
+        """What encoded samples must agree with: see `training.encoded`."""
+        size = self.config.data.size
+        return {
+            "kind": "strag",
+            "profile": self.profile.name,
+            "size": [size.num_frames, size.height, size.width],
+        }
+
+    @property
+    def learned_text(self) -> ByteTextModel | None:
+        """The text encoder, if it learns."""
+        model = self.encoders.text_encoder.model if self.config.train_text else None
+        assert model is None or isinstance(model, ByteTextModel)
+        return model
+
     @torch.no_grad()
-    def inputs(
-        self, batch: TrainingBatch, generator: torch.Generator, *, training: bool = True
-    ) -> StragInputs:
-        """Encode a batch; in training, drop conditions as often as the recipe says."""
-        config, dropouts = self.config, self.config.dropouts
+    def encode(
+        self, batch: TrainingBatch, generator: torch.Generator | None = None
+    ) -> EncodedBatch:
+        """Encode a batch, with the VAE's noise from `generator` or without any."""
         motion = normalized_motion(batch, self.profile.motion)
-        latent = self.motion_vae.encode(motion, sample=training, generator=generator)
+        latent = self.motion_vae.encode(motion, sample=generator is not None, generator=generator)
         image = batch.video[:, 0].float() / 255
         condition = encode_condition(self.vae, image, batch.depth, motion.shape[2], self.profile)
-        control, zeros, depth = condition.channels.chunk(3, dim=1)
-        reference, captions = condition.reference_latent, batch.captions
+        control, _, depth = condition.channels.chunk(3, dim=1)
         shown = torch.stack([clip_picture(picture, self.profile) for picture in image])
         image_tokens = self.encoders.image_tokens(shown)
+        weight = visibility_weight(batch.visibility, self.config.hidden_weight)
+        tensors = {
+            "latent": latent,
+            "control": control,
+            "depth": depth,
+            "reference": condition.reference_latent,
+            "picture": torch.cat([perceived_picture(p, self.profile) for p in image]),
+            "weight": at_latent_size(weight),
+        }
+        if image_tokens is not None:
+            tensors["image_tokens"] = image_tokens
+        return EncodedBatch(names=batch.names, captions=batch.captions, tensors=tensors)
+
+    @torch.no_grad()
+    def inputs(
+        self,
+        batch: TrainingBatch | EncodedBatch,
+        generator: torch.Generator,
+        *,
+        training: bool = True,
+    ) -> StragInputs:
+        """Encode a batch, if it is not yet; in training, drop conditions as the recipe says."""
+        config, dropouts = self.config, self.config.dropouts
+        if isinstance(batch, TrainingBatch):
+            batch = self.encode(batch, generator if training else None)
+        control, reference = batch["control"], batch["reference"]
+        image_tokens = batch["image_tokens"] if "image_tokens" in batch.tensors else None
         if training:
             control = dropped(control, dropouts.control, generator)
             reference = dropped(reference, dropouts.reference, generator)
             image_tokens = dropped(image_tokens, dropouts.image_tokens, generator)
+        dropout = dropouts.text if training else 0.0
+        if config.train_text:
+            text = dropped_captions(batch.captions, dropout, generator)
+        else:
+            text = self.encoders.text(batch.captions, dropout, generator)
         return StragInputs(
-            latent=latent,
-            channels=torch.cat([control, zeros, depth], dim=1),
+            latent=batch["latent"],
+            channels=torch.cat([control, torch.zeros_like(control), batch["depth"]], dim=1),
             reference_latent=reference,
-            picture=torch.cat([perceived_picture(picture, self.profile) for picture in image]),
-            text=self.encoders.text(captions, dropouts.text if training else 0.0, generator),
+            picture=batch["picture"],
+            text=text,
             image_tokens=image_tokens,
-            weight=at_latent_size(visibility_weight(batch.visibility, config.hidden_weight)),
+            weight=batch["weight"],
         )
 
 
@@ -196,10 +261,11 @@ def train(config: StragConfig) -> Path:
 
     # 3. The networks, the objective and its optimiser.
     given = StragGiven.load(config, run.device)
+    if isinstance(dataset, EncodedSamples):
+        dataset.check(given.about)
     transformer = networks.strag_to_train(config)
-    if config.run.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    run.prepare(StragObjective(transformer, config), loader)
+    set_blocks_up(transformer, config.run)
+    run.prepare(StragObjective(transformer, config, given.learned_text), loader)
     if run.is_new and len(validation):
         run.record(_validate(run, given, validation))
 
@@ -221,6 +287,11 @@ def train(config: StragConfig) -> Path:
 
     # 5. The weights.
     path = run.write_weights()
+    if run.is_main and (text := given.learned_text) is not None:
+        with run.averaged():
+            file = run.output / "text_encoder.safetensors"
+            dtype = getattr(torch, EXPORT_DTYPES[config.run.export_precision])
+            export_weights(text.state_dict(), WeightKind.BYTE_TEXT, file, dtype=dtype)
     run.close()
     return path
 

@@ -28,8 +28,10 @@ from more4d_backend.wan.sampling import NUM_TRAIN_TIMESTEPS, SamplingSettings
 from more4d_backend.weights.kinds import WeightKind
 
 from . import networks
+from .blocks import set_blocks_up
 from .command_line import parse_config
 from .conditions import FrozenEncoders, dropped
+from .encoded import EncodedBatch, EncodedSamples
 from .export import Export
 from .holes import HoleSample, holes_of
 from .loader import TrainingLoader
@@ -131,27 +133,59 @@ class VismGiven:
         encoders = FrozenEncoders.load(files, size, seed=seed, dtype=dtype, device=device)
         return cls(config=config, vae=vae, encoders=encoders)
 
+    @property
+    def about(self) -> dict[str, object]:
+        """What encoded samples must agree with: see `training.encoded`."""
+        size = self.config.data.size
+        return {"kind": "vism", "size": [size.num_frames, size.height, size.width]}
+
     @torch.no_grad()
-    def inputs(
+    def encode(
         self,
         batch: TrainingBatch,
         holes: list[HoleSample],
-        generator: torch.Generator,
-        *,
-        training: bool = True,
-    ) -> VismInputs:
-        """Encode a batch; in training, drop conditions as often as the recipe says."""
-        dropouts = self.config.dropouts
+        generator: torch.Generator | None = None,
+    ) -> EncodedBatch:
+        """Encode a batch, with the VAE's noise from `generator` or without any."""
         targets = torch.stack([sample.target for sample in holes])
         videos = rearrange(2 * targets - 1, "b f h w c -> b c f h w")
         conditions = [condition_latent(self.vae, h.rendered, h.hole_mask) for h in holes]
+        sample = generator is not None
+        tensors = {
+            "latent": encode_video(self.vae, videos, sample=sample, generator=generator),
+            "condition": torch.cat(conditions).float(),
+        }
         image_tokens = self.encoders.image_tokens(batch.video[:, 0].float() / 255)
+        if image_tokens is not None:
+            tensors["image_tokens"] = image_tokens
+        return EncodedBatch(names=batch.names, captions=batch.captions, tensors=tensors)
+
+    def encoded(
+        self, batch: TrainingBatch | EncodedBatch, generator: torch.Generator
+    ) -> EncodedBatch:
+        """Draw holes and encode a batch, if it is not encoded yet."""
+        if isinstance(batch, EncodedBatch):
+            return batch
+        return self.encode(batch, self.holes(batch, generator), generator)
+
+    def holes(self, batch: TrainingBatch, generator: torch.Generator) -> list[HoleSample]:
+        """Draw the holes of a batch."""
+        return holes_of(batch, self.config.holes, generator)
+
+    @torch.no_grad()
+    def inputs(
+        self, batch: EncodedBatch, generator: torch.Generator, *, training: bool = True
+    ) -> VismInputs:
+        """Take an encoded batch; in training, drop conditions as often as the recipe says."""
+        dropouts = self.config.dropouts
+        image_tokens = batch["image_tokens"] if "image_tokens" in batch.tensors else None
         if training:
             image_tokens = dropped(image_tokens, dropouts.image_tokens, generator)
+        dropout = dropouts.text if training else 0.0
         return VismInputs(
-            latent=encode_video(self.vae, videos, sample=training, generator=generator),
-            condition=torch.cat(conditions).float(),
-            text=self.encoders.text(batch.captions, dropouts.text if training else 0.0, generator),
+            latent=batch["latent"],
+            condition=batch["condition"],
+            text=self.encoders.text(batch.captions, dropout, generator),
             image_tokens=image_tokens,
         )
 
@@ -163,16 +197,19 @@ def train(config: VismConfig) -> Path:
 
     # 2. The data.
     dataset = training_samples(config.data, run.device, novel_views=config.holes.novel > 0)
-    if config.holes.novel > 0 and not dataset.has_novel_views:
+    if config.holes.novel > 0 and not (
+        isinstance(dataset, EncodedSamples) or dataset.has_novel_views
+    ):
         _log.warning("Not every sample has a novel view: batches without take other holes.")
     validation = ValidationSet(config.data, config.run.validate_every, run.device)
     loader = TrainingLoader.of_run(dataset, config, run.rank, run.num_ranks)
 
     # 3. The networks, the objective and its optimiser.
     given = VismGiven.load(config, run.device)
+    if isinstance(dataset, EncodedSamples):
+        dataset.check(given.about)
     transformer = networks.vism_to_train(config)
-    if config.run.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    set_blocks_up(transformer, config.run)
     run.prepare(VismObjective(transformer, config), loader)
     if run.is_new and len(validation):
         run.record(_validate(run, given, validation))
@@ -180,7 +217,7 @@ def train(config: VismConfig) -> Path:
     # 4. The loop.
     for batch in run.batches():
         generator = run.generator()
-        inputs = given.inputs(batch, holes_of(batch, config.holes, generator), generator)
+        inputs = given.inputs(given.encoded(batch, generator), generator)
         noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
         sigma = stratified_noise_levels(
             batch.num_samples,
@@ -207,7 +244,7 @@ def _validate(run: TrainingRun, given: VismGiven, validation: ValidationSet) -> 
         for index, batch in enumerate(validation.samples(run.device)):
             generator = fixed_generator(index, run.device)
             holes = holes_of(batch, given.config.holes, generator)
-            inputs = given.inputs(batch, holes, generator, training=False)
+            inputs = given.inputs(given.encode(batch, holes), generator, training=False)
             noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
             levels = torch.tensor(NOISE_LEVELS, device=run.device)
             losses = [float(run.objective(inputs, level[None], noise)) for level in levels]

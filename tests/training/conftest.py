@@ -135,7 +135,7 @@ def small(small_data, tmp_path) -> Callable:
             weights=replace(config.weights, from_scratch=True),
             run=replace(config.run, num_steps=num_steps, **(settings | run)),
             data=replace(config.data, size=size, num_workers=0, num_validation_samples=2),
-            optimizer=replace(config.optimizer, warmup_steps=5, learning_rate=1e-3),
+            optimizer=replace(config.optimizer, warmup_steps=5, learning_rate=1e-3, decay="none"),
         )
 
     return make

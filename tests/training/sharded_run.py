@@ -1,6 +1,7 @@
 """A trainer on two processes of the CPU, split over ranks by an engine; `torchrun` starts it.
 
 torchrun --nproc_per_node 2 sharded_run.py ENGINE TRAINER RECIPE [the trainer's settings]
+torchrun --nproc_per_node 2 sharded_run.py ENGINE drawn [benchmarks/sharded_trainer.py's]
 """
 
 import importlib
@@ -42,16 +43,20 @@ def join_the_ranks(engine: str) -> None:
 
 def main() -> None:
     """Train."""
-    engine, trainer, recipe, *settings = sys.argv[1:]
+    engine, trainer, *settings = sys.argv[1:]
     os.environ |= ENGINES[engine]
-    from training import recipes
-    from training.command_line import parse_config
     from training.sharding import check_launch
 
     check_launch()
     join_the_ranks(engine)
+    if trainer == "drawn":
+        importlib.import_module("benchmarks.sharded_trainer").main(settings)
+        return
+    from training import recipes
+    from training.command_line import parse_config
+
     kind = {"strag": "StragConfig", "vism": "VismConfig", "motion_vae": "MotionVaeConfig"}[trainer]
-    config = parse_config(trainer, getattr(recipes, kind), [recipe, *settings])
+    config = parse_config(trainer, getattr(recipes, kind), settings)
     importlib.import_module(f"training.train_{trainer}").train(config)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from more4d_backend.weights.model_loading import load_strag
+from more4d_backend.weights.model_loading import load_byte_text, load_strag
 from training import networks
 from training.loader import TrainingLoader
 from training.recipes import Ablation, Dropouts, strag_tiny
@@ -18,7 +18,7 @@ def _draw(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def config(small):
-    return small(strag_tiny, 1)
+    return replace(small(strag_tiny, 1), train_text=False)
 
 
 @pytest.fixture
@@ -173,3 +173,21 @@ def test_the_running_mean_is_what_is_written(small):
     name = "blocks.0.attn1.to_q.weight"
     assert torch.equal(written[name], mean[f"transformer.{name}"])
     assert not torch.equal(written[name], last[f"transformer.{name}"])
+
+
+def test_a_text_encoder_that_learns_gets_gradients_and_is_written(small, same_tensors):
+    config = small(strag_tiny, 2)
+    given = StragGiven.load(config, torch.device("cpu"))
+    before = {n: p.clone() for n, p in given.encoders.text_encoder.model.named_parameters()}
+    path = train(config)
+    written = load_byte_text(path.with_name("text_encoder.safetensors"), dtype=torch.float32)
+    after = dict(written.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_captions_are_left_out_where_the_text_encoder_learns(small, batch):
+    config = replace(small(strag_tiny, 1), dropouts=Dropouts(text=0.999))
+    given = StragGiven.load(config, torch.device("cpu"))
+    assert given.inputs(batch, _draw()).text == ("", "")
+    assert given.inputs(batch, _draw(), training=False).text == batch.captions

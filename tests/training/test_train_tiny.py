@@ -212,13 +212,14 @@ def test_drawn_pictures_are_kept_and_those_that_are_missing_are_added(tmp_path, 
 
 def test_layout_changes_where_weights_lie_and_not_what_they_compute():
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 3), torch.nn.Conv3d(4, 3, 1))
+    conv = torch.nn.Conv3d(3, 4, 3)
+    model = torch.nn.Sequential(conv, torch.nn.Conv3d(4, 3, 1))
     clip = torch.randn(2, 3, 5, 8, 8)
     before = model(clip)
     use_fastest_layout(model, lambda: model(clip).square().mean())
     assert all(parameter.grad is None for parameter in model.parameters())
     for channels_last in (True, False):
         set_layout(model, channels_last=channels_last)
-        is_last = model[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+        is_last = conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
         assert is_last == channels_last
         torch.testing.assert_close(model(clip), before)

@@ -36,7 +36,7 @@ def given(config):
 
 def _backward(config, given, batch) -> VismObjective:
     objective = VismObjective(networks.vism_to_train(config), config)
-    inputs = given.inputs(batch, holes_of(batch, HoleSettings(), _draw()), _draw())
+    inputs = given.inputs(given.encoded(batch, _draw()), _draw())
     noise = torch.randn(inputs.latent.shape, generator=_draw(1))
     objective(inputs, torch.tensor([0.3, 0.8]), noise).mean().backward()
     return objective
@@ -54,6 +54,7 @@ def test_only_the_lora_has_gradients_and_its_upper_half_at_step_0(small, given, 
         assert parameter.requires_grad == ("lora_" in name), name
         # The lower half follows one step later: the upper one is zero, and so is the product.
         if "lora_B" in name:
+            assert parameter.grad is not None, name
             assert parameter.grad.any(), name
 
 
@@ -107,7 +108,7 @@ def test_a_lora_learns_on_a_trained_base_and_leaves_it_alone(small, trained_base
 def test_the_written_lora_acts_as_the_trained_one(small, trained_base, given, batch):
     config = _lora_config(small, trained_base, 3)
     path = train(config)
-    inputs = given.inputs(batch, holes_of(batch, HoleSettings(), _draw()), _draw())
+    inputs = given.inputs(given.encoded(batch, _draw()), _draw())
     noise = torch.randn(inputs.latent.shape, generator=_draw(1))
 
     def losses(transformer):
@@ -150,7 +151,7 @@ def test_the_condition_is_that_of_the_pipeline(given, batch):
     from more4d_backend.vism.conditioning import condition_latent
 
     holes = holes_of(batch, HoleSettings(), _draw())
-    inputs = given.inputs(batch, holes, _draw(), training=False)
+    inputs = given.inputs(given.encode(batch, holes), _draw(), training=False)
     expected = condition_latent(given.vae, holes[1].rendered, holes[1].hole_mask)
     assert torch.equal(inputs.condition[1:], expected)
 
@@ -158,6 +159,6 @@ def test_the_condition_is_that_of_the_pipeline(given, batch):
 def test_texts_are_left_out_in_training_alone(config, given, batch):
     holes = holes_of(batch, HoleSettings(), _draw())
     given = replace(given, config=replace(config, dropouts=replace(config.dropouts, text=0.999)))
-    assert not given.inputs(batch, holes, _draw()).text.any()
-    told = given.inputs(batch, holes, _draw(), training=False).text
+    assert not given.inputs(given.encode(batch, holes), _draw()).text.any()
+    told = given.inputs(given.encode(batch, holes), _draw(), training=False).text
     assert told.flatten(1).any(1).all()

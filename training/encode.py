@@ -1,0 +1,104 @@
+"""Encode a data set once, so that trainers need not do it in every epoch.
+
+    python -m training.encode strag own --data.train D/train --data.encoded D/encoded/strag
+    python -m training.encode vism tiny --data.train procedural --data.max-samples 3000 \
+        --data.encoded runs/tiny/encoded/vism --run.minutes 3
+
+The recipe and its settings are those of the trainer, which is then given the same `data.encoded`.
+Every sample is encoded once, with `run.batch_size` at a time, until all are or `run.minutes` are
+over. Holes for 4D-ViSM are drawn from `run.seed`.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from more4d_backend.wan.whole_clip import run_whole_clips
+
+from .command_line import parse_config
+from .encoded import EncodedBatch, EncodedWriter
+from .loader import TrainingLoader
+from .recipes import StragConfig, VismConfig
+from .samples import TrainingBatch
+from .settings import SettingsError
+from .sources import training_samples
+from .train_strag import StragGiven
+from .train_vism import VismGiven
+
+_log = logging.getLogger(__name__)
+
+_SAMPLES_PER_FILE = 512
+
+
+@torch.no_grad()
+def encode(config: StragConfig | VismConfig) -> Path:
+    """Encode what `data.train` names into `data.encoded`, and return that folder.
+
+    Raises:
+        SettingsError: `data.encoded` is not set, or already holds files.
+    """
+    folder = config.data.encoded
+    if folder is None or any(folder.glob("*")):
+        raise SettingsError(
+            f"data.encoded is {folder}; expected an empty or a new folder for the encoded samples."
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True  # all clips have one size
+    given: StragGiven | VismGiven
+    if isinstance(config, StragConfig):
+        given, novel = StragGiven.load(config, device), False
+    else:
+        given, novel = VismGiven.load(config, device), config.holes.novel > 0
+    if config.size == "tiny":  # whose clips fit into memory whole
+        run_whole_clips(given.vae)
+        if isinstance(given, StragGiven):
+            run_whole_clips(given.motion_vae.vae)
+    drawn = replace(config, data=replace(config.data, encoded=None))
+    dataset = training_samples(drawn.data, device, novel_views=novel)
+    loader = TrainingLoader.of_run(dataset, drawn, 0, 1)
+    writer = EncodedWriter(folder, given.about, samples_per_file=_SAMPLES_PER_FILE)
+    generator = torch.Generator(device).manual_seed(config.run.seed)
+    start = time.perf_counter()
+    for batch in _once(loader, len(dataset)):  # type: ignore[arg-type]
+        batch = batch.to(device)
+        writer.add(_encoded(given, batch, generator).compact())
+        seconds = time.perf_counter() - start
+        if writer.num_samples % (16 * batch.num_samples) == 0:
+            _log.info("%d samples in %.0f s", writer.num_samples, seconds)
+        if config.run.minutes is not None and seconds > 60 * config.run.minutes:
+            break
+    writer.flush()
+    _log.info("%s: %d samples", folder, writer.num_samples)
+    return folder
+
+
+def _encoded(
+    given: StragGiven | VismGiven, batch: TrainingBatch, generator: torch.Generator
+) -> EncodedBatch:
+    """The VAE's noise is left out: its mode is what is generated best."""
+    if isinstance(given, StragGiven):
+        return given.encode(batch)
+    return given.encode(batch, given.holes(batch, generator))
+
+
+def _once(loader: TrainingLoader, count: int) -> Iterator[TrainingBatch]:
+    """Yield every sample once; a last batch that is not full is left out."""
+    batches = iter(loader)
+    for _ in range(count // loader.batch_size):
+        batch = next(batches)
+        assert isinstance(batch, TrainingBatch)
+        yield batch
+
+
+if __name__ == "__main__":
+    kinds = {"strag": StragConfig, "vism": VismConfig}
+    if len(sys.argv) < 2 or sys.argv[1] not in kinds:
+        raise SystemExit(__doc__)
+    trainer = sys.argv[1]
+    prog = f"python -m training.encode {trainer}"
+    print(encode(parse_config(trainer, kinds[trainer], sys.argv[2:], prog=prog)))
