@@ -47,7 +47,8 @@ def test_points_that_are_not_finite_are_left_out(panel, put, loose_points, shown
     broken[0, 0, 1], broken[0, 2, 2] = torch.nan, torch.inf
     tab.evaluate("() => window.panel.destroy()")
     panel(put("broken", loose_points(broken)))
-    assert (shown(tab).min(-1) > 200).sum() * 3 == all_three
+    # Discs of one size have a pixel more or less each, by where in a pixel they are.
+    assert (shown(tab).min(-1) > 200).sum() == pytest.approx(all_three / 3, rel=0.2)
     tab.click("[data-option=trails]")
     tab.evaluate("() => window.panel.view.setFrame(1)")
     assert (shown(tab).min(-1) > 200).sum() == all_three
@@ -120,7 +121,7 @@ def test_a_connection_that_is_lost_can_be_tried_again(panel, put, small_scene):
 
 
 def test_a_file_that_is_gone_asks_for_another_run(panel):
-    tab = panel("/api/view?filename=none.m4dview&subfolder=more4d&type=temp")
+    tab = panel("/api/view?filename=nowhere.m4dview&subfolder=more4d&type=temp")
     assert note(tab) == "The host no longer has this scene. Run the workflow again."
 
 
