@@ -30,6 +30,9 @@ RECORDING_SUFFIX = ".viser"
 
 _SERVER_TICK_S = 1 / 60
 
+_VIEW_BEHIND, _VIEW_ABOVE = 0.5, 0.25
+"""Where the first look is from, beside the first camera, in distances to the scene."""
+
 
 class ViewError(ValueError):
     """Settings of the viewer that cannot work."""
@@ -144,8 +147,9 @@ class SceneOnServer:
         self.server, self.scene = server, scene
         self.points = ScenePoints(scene, settings.max_points)
         self.size = self.points.typical_distance()
-        self.frame = 0
+        self.frame, self.with_all_cameras = 0, False
         server.scene.set_up_direction("-y")
+        self._look_from_first_camera()
         threshold = self.points.threshold(settings.hide_percent)
         size = settings.point_size or self.size / 200
         self.clouds = [self._cloud(number, threshold, size) for number in range(scene.num_frames)]
@@ -154,9 +158,17 @@ class SceneOnServer:
     def show(self, frame: int) -> None:
         """Show one frame and nothing else."""
         with self.server.atomic():
-            self.clouds[self.frame].visible = self.cameras[self.frame].visible = False
+            self.clouds[self.frame].visible = False
+            self.cameras[self.frame].visible = self.with_all_cameras
             self.clouds[frame].visible = self.cameras[frame].visible = True
             self.frame = frame
+
+    def show_all_cameras(self, everywhere: bool) -> None:
+        """Show the cameras of all frames, or only that of the frame that is shown."""
+        self.with_all_cameras = everywhere
+        with self.server.atomic():
+            for number, camera in enumerate(self.cameras):
+                camera.visible = everywhere or number == self.frame
 
     def hide_uncertain(self, hide_percent: float) -> None:
         """Filter all frames anew."""
@@ -165,6 +177,14 @@ class SceneOnServer:
             for number, cloud in enumerate(self.clouds):
                 points = self.points.frame(number, threshold)
                 cloud.points, cloud.colors = points.positions, points.colors
+
+    def _look_from_first_camera(self) -> None:
+        """Begin a little behind and above it, so that camera and scene are both seen."""
+        pose = self.scene.cameras.camera_to_world[0].double()
+        center, ahead, up = pose[:3, 3], pose[:3, 2], -pose[:3, 1]
+        start = center - self.size * (_VIEW_BEHIND * ahead - _VIEW_ABOVE * up)
+        self.server.initial_camera.position = start.numpy()
+        self.server.initial_camera.look_at = (center + self.size * ahead).numpy()
 
     def _cloud(self, number: int, threshold: float, size: float) -> "PointCloudHandle":
         points = self.points.frame(number, threshold)
@@ -269,8 +289,7 @@ class _Player:
         self._slider.on_update(lambda _: shown.show(min(int(self._slider.value), last)))
         self._add_filters(settings)
         all_cameras = gui.add_checkbox("All cameras", initial_value=False)
-        all_cameras.on_update(lambda _: self._show_cameras(all_cameras.value))
-        self._all_cameras = all_cameras
+        all_cameras.on_update(lambda _: shown.show_all_cameras(all_cameras.value))
 
     def _add_filters(self, settings: ViewSettings) -> None:
         shown, gui = self._shown, self._shown.server.gui
@@ -286,17 +305,12 @@ class _Player:
             hide = gui.add_slider("Hide least certain (%)", 0, 99, 1, settings.hide_percent)
             hide.on_update(lambda _: shown.hide_uncertain(hide.value))
 
-    def _show_cameras(self, everywhere: bool) -> None:
-        for number, camera in enumerate(self._shown.cameras):
-            camera.visible = everywhere or number == self._shown.frame
-
     def run(self, stop: threading.Event) -> None:
         """Play until told to stop."""
         num_frames = self._shown.scene.num_frames
         while not stop.wait(1 / self._rate.value if self._playing.value else _SERVER_TICK_S):
             if self._playing.value and num_frames > 1:
                 self._slider.value = (int(self._slider.value) + 1) % num_frames
-                self._show_cameras(self._all_cameras.value)
 
 
 def _server(settings: ViewSettings) -> "ViserServer":

@@ -54,6 +54,27 @@ def test_every_frame_and_every_point_is_there_and_the_last_frame_can_be_shown(
     assert [camera.visible for camera in shown.cameras] == [False] * 6 + [True]
 
 
+def test_all_cameras_stay_while_frames_change(server, point_maps_scene):
+    shown = SceneOnServer(server, point_maps_scene(frames=4), ViewSettings())
+    shown.show_all_cameras(True)
+    shown.show(2)
+    shown.show(3)
+    assert all(camera.visible for camera in shown.cameras)
+    assert [cloud.visible for cloud in shown.clouds] == [False] * 3 + [True]
+    shown.show_all_cameras(False)
+    assert [camera.visible for camera in shown.cameras] == [False] * 3 + [True]
+
+
+def test_the_first_look_is_from_behind_the_first_camera_at_the_scene(server, point_maps_scene):
+    scene = point_maps_scene(frames=2)
+    shown = SceneOnServer(server, scene, ViewSettings())
+    pose = scene.cameras.world_to_camera[0].double().numpy()
+    look = server.initial_camera
+    start, target = (pose[:3, :3] @ place + pose[:3, 3] for place in (look.position, look.look_at))
+    np.testing.assert_allclose(start, shown.size * np.array([0, -0.25, -0.5]), atol=1e-6)
+    np.testing.assert_allclose(target, [0, 0, shown.size], atol=1e-6)
+
+
 def test_cameras_stand_where_the_scene_says(server, point_maps_scene):
     scene = point_maps_scene(frames=3)
     shown = SceneOnServer(server, scene, ViewSettings())
