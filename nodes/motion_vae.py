@@ -49,7 +49,13 @@ class HostMotionVAE:
             WeightsError: not a whole motion VAE; names what it is.
         """
         profile = profile or profile_of(path)
-        tensors = load_weights(path, WeightKind.MOTION_VAE, WeightKind.MOTION_DECODER)
+        try:
+            tensors = load_weights(path, WeightKind.MOTION_VAE, WeightKind.MOTION_DECODER)
+        except WeightsError as e:
+            raise WeightsError(
+                f"{e} Choose another file in Load Motion VAE: more4d_tiny_motion_vae.safetensors "
+                "comes with the pack, and its help page says how the published one is made."
+            ) from e
         # Only the embedded file comes without an encoder, which is that of the embedded VAE.
         alone = not any(name.startswith("vae.encoder.") for name in tensors)
         whole = with_encoder(path, tensors, embedded_file("wan_vae") if alone else None)

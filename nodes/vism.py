@@ -56,7 +56,7 @@ class More4DVismConditioning(io.ComfyNode):
         check_text(model, positive, negative)
         encode = video_encoder(vae)
         rendered = rendered[..., :3].clamp(0, 1)
-        hole_mask = _hole_mask(holes, len(rendered))
+        hole_mask = _hole_mask(holes, rendered)
         check_holes(rendered, hole_mask)
         if (warning := hole_warning(rendered, hole_mask)) is not None:
             show_on_node(cls, warning)
@@ -105,13 +105,35 @@ class More4DPasteBack(io.ComfyNode):
         height, width = known.shape[1:3]
         # ViSM Conditioning extends sizes to multiples of 16; cut that off again.
         filled = filled[:, :height, :width, :3].to(known)
-        return io.NodeOutput(paste_back(known, filled, _hole_mask(holes, len(known)), feather_px))
+        hole_mask = _hole_mask(holes, known)
+        if filled.shape != known.shape:
+            raise ValueError(
+                f"The filled video is {_size(filled)} and the known one {_size(known)}. Decode the "
+                "latent that was sampled for this video, with as many frames and its size."
+            )
+        return io.NodeOutput(paste_back(known, filled, hole_mask, feather_px))
 
 
-def _hole_mask(holes: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """True = to be filled; one mask holds for all frames."""
+def _hole_mask(holes: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
+    """True = to be filled; one mask holds for all frames.
+
+    Raises:
+        ValueError: the masks are not of the video's size, or not as many.
+    """
     hole_mask = holes > 0.5
-    return hole_mask.expand(num_frames, -1, -1) if len(hole_mask) == 1 else hole_mask
+    if hole_mask.ndim == 2:
+        hole_mask = hole_mask[None]
+    if hole_mask.shape[1:] != video.shape[1:3] or len(hole_mask) not in (1, len(video)):
+        raise ValueError(
+            f"The holes are {_size(hole_mask)} and the video {_size(video)}. Connect the holes "
+            "output of the Render 4D Scene that made the video, or one mask of its size for all "
+            "frames."
+        )
+    return hole_mask.expand(len(video), -1, -1)
+
+
+def _size(frames: torch.Tensor) -> str:
+    return f"{len(frames)} frames of {frames.shape[1]}x{frames.shape[2]} (height x width)"
 
 
 def _conditioning_inputs() -> list[Any]:

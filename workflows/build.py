@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .blueprints import blueprint_file
 from .graph import Graph, Link, Model, Node, Outer, Schemas, page_file
-from .texts import NOTES
+from .texts import KEYFRAMES, NOTES
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,10 +173,12 @@ def _saved(graph, column, images, name, title=None, fps: float | Link = 8.0):
 
 
 def tiny_saved_scene(graph: Graph) -> None:
-    """The tiny workflow, whose scene is also kept."""
+    """The tiny workflow, whose scene is also kept and shown."""
     tiny_video(graph)
     scene = next(n for n in graph.nodes if n.type == "More4DDecodeMotion")["scene"]
     graph.add("More4DSceneSave", 3, scene=scene, filename_prefix="more4d/scene")
+    camera = next(n for n in graph.nodes if n.type == "More4DCameraPreset")["camera_path"]
+    graph.add("More4DSceneViewer", 4, scene=scene, camera_path=camera)
     graph.note(0, NOTES["tiny"])
 
 
@@ -188,6 +190,8 @@ def full_video(graph: Graph) -> None:
     video, scene = _full_video(graph, image, said, preset="orbit-left", amplitude=1.0, seed=0)
     graph.add("SaveVideo", 9, video=video, filename_prefix="more4d/video")
     graph.add("More4DSceneSave", 4, scene=scene, filename_prefix="more4d/scene")
+    camera = next(n for n in graph.nodes if n.type == "More4DCameraPreset")["camera_path"]
+    graph.add("More4DSceneViewer", 5, scene=scene, camera_path=camera)
     graph.groups |= {0: "1. Picture, text, depth", 2: "2. Motion", 5: "3. Camera"}
     graph.groups |= {6: "4. Fill holes"}
 
@@ -249,9 +253,21 @@ def reshot_video(graph: Graph) -> None:
     camera = graph.add("More4DCameraPreset", 3, scene=scene, preset="arc-right", amplitude=0.5)
     graph.add("More4DCameraPreview", 3, camera_path=camera["camera_path"], scene=scene)
     render = graph.add("More4DRender", 3, scene=scene, camera_path=camera["camera_path"])
+    graph.add("More4DSceneViewer", 2, scene=scene, camera_path=camera["camera_path"])
     _saved(graph, 7, _full_fill(graph, 4, render, vae, text, 0), "more4d/reshot", fps=parts["fps"])
     graph.groups |= {0: "1. Video", 1: "2. Models and text", 2: "3. Scene", 3: "4. New camera"}
     graph.groups |= {4: "5. Fill holes"}
+
+
+def drawn_camera(graph: Graph) -> None:
+    """A picture's points, a camera path drawn in them by hand, and the video along it."""
+    graph.note(0, NOTES["drawn"])
+    picture = graph.add("More4DExamplePicture", 0)
+    scene = graph.add("More4DDepthTiny", 0, image=picture["image"])["scene"]
+    camera = graph.add("More4DCameraEditor", 1, scene=scene, keyframes=KEYFRAMES)["camera_path"]
+    render = graph.add("More4DRender", 2, scene=scene, camera_path=camera)
+    _saved(graph, 3, render["image"], "more4d/drawn-camera")
+    graph.groups |= {0: "1. Picture and depth", 1: "2. Draw the camera", 2: "3. Video"}
 
 
 def many_cameras(graph: Graph) -> None:
@@ -303,6 +319,7 @@ WORKFLOWS = {
     "image-to-4d-video-tiny": tiny_saved_scene,
     "host-geometry-to-video": host_geometry,
     "video-to-4d-video": reshot_video,
+    "draw-a-camera": drawn_camera,
     "one-scene-many-cameras": many_cameras,
     "scene-export": scene_export,
 }

@@ -12,7 +12,12 @@ Schemas = dict[str, Any]
 _COLUMN_GAP, _ROW_GAP, _TITLE = 60, 70, 40
 _SLOT, _WIDGET, _TEXT = 22, 30, 130
 _WIDTH, _NOTE_WIDTH = 320, 480
-_WITH_PICTURE = ("LoadImage", "LoadVideo", "SaveVideo", "PreviewImage")
+_WITH_PICTURE = ("LoadImage", "LoadVideo", "SaveVideo", "PreviewImage", "KSampler")
+"""Node types that show one below their inputs; KSampler while it runs."""
+
+_PANELS = {"More4DSceneViewer": (560, 560), "More4DCameraEditor": (660, 860)}
+"""Node types that are drawn by scripts of ours -> their size."""
+
 NOTE = "MarkdownNote"
 """Node type of the page itself, which the server does not know."""
 
@@ -265,7 +270,7 @@ def _page_node(node: Node, schemas: Schemas) -> dict[str, Any]:
     slots = max(len(sockets), len(entry["outputs"]))
     picture = 260 if node.type in _WITH_PICTURE else 0
     height = _TITLE + _SLOT * slots + _WIDGET * len(widgets) + _TEXT * long_texts + picture
-    entry["size"] = [_WIDTH, height]
+    entry["size"] = list(_PANELS.get(node.type, (_WIDTH, height)))
     return entry
 
 

@@ -48,6 +48,13 @@ python -m more4d_backend weights convert FOLDER_WITH_BOTH geo4d.safetensors
 The rest as in *image-to-4d-video*, without 4D-STraG and the motion VAE. The embedded Geo4D knows \
 drawn scenes only.
 """,
+    "drawn": """**Draw a camera path by hand.** Press Run once: the picture appears as points in \
+the editor. Look around, press *Add* where a keyframe is to be, drag its mark to another time, \
+play. Run again for the video. Nothing is downloaded.
+
+For a photo of yours: Load Image and ComfyUI's own MoGe with Lift MoGe Geometry instead. A moving \
+scene works the same: connect Load 4D Scene.
+""",
     "cameras": """**One scene, many cameras.** Choose a scene that Save 4D Scene wrote (or one in \
 the input folder; R reloads the list). Holes stay black here: white in the mask output is what \
 4D-ViSM would fill.
@@ -56,3 +63,19 @@ the input folder; R reloads the list). Holes stay black here: white in the mask 
 USD needs `pip install usd-core`.
 """,
 }
+
+KEYFRAMES = """{
+  "format": "more4d-camera-keyframes",
+  "version": 1,
+  "scene_scale": 1,
+  "keyframes": [
+    {"time": 0, "position": [0, 0, 0], "quaternion_wxyz": [1, 0, 0, 0], \
+"zoom": 1, "ease": "in-out"},
+    {"time": 0.5, "position": [-0.3, -0.1, 0.05], "quaternion_wxyz": [0.9890, 0, 0.1478, 0], \
+"zoom": 1, "ease": "in-out"},
+    {"time": 1, "position": [0.05, 0, 0.3], "quaternion_wxyz": [1, 0, 0, 0], "zoom": 1.2, \
+"ease": "linear"}
+  ]
+}
+"""
+"""To the left and up, looking back; then near."""

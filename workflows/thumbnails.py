@@ -11,17 +11,21 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from more4d_backend.camera_paths import PathSettings, scene_path
+from more4d_backend.camera_paths import PathSettings, scene_path, scene_scale
+from more4d_backend.camera_paths.keyframes import cameras_from_keyframes, keyframes_from_json
 from more4d_backend.camera_paths.preview import draw_path
 from more4d_backend.files import replacing
 from more4d_backend.rendering import RenderSettings, render
 from more4d_backend.rendering.settings import RenderMode
-from more4d_backend.scene import Scene4D
+from more4d_backend.scene import Cameras, Scene4D
 from training.demo_picture import demo_scene
+
+from .texts import KEYFRAMES
 
 _FOLDER = Path(__file__).parent
 _PANEL_HW = (192, 264)
 _AMPLITUDE = 0.35
+_FRAMES = 49
 _HOLE = torch.tensor([0.93, 0.93, 0.96])
 
 Panel = Float[Tensor, "height width 3"]
@@ -33,18 +37,11 @@ def main() -> None:
     still = worm.frames([0])
     write("image-to-4d-video", orbit(worm, (0, 16, 32, 48)))
     write("image-to-4d-video-tiny", orbit(boxes, (0, 16, 32, 48)))
-    path = scene_path("arc-right", still, 49, settings=PathSettings(amplitude=_AMPLITUDE))
-    preview = draw_path(path, still, width=640).resize((_PANEL_HW[1], _PANEL_HW[0]))
-    drawn = torch.frombuffer(bytearray(preview.convert("RGB").tobytes()), dtype=torch.uint8)
-    write(
-        "host-geometry-to-video",
-        [
-            seen(still, "arc-right", 0),
-            drawn.view(*_PANEL_HW, 3) / 255,
-            seen(still, "arc-right", 24),
-            seen(still, "arc-right", 48),
-        ],
-    )
+    path = scene_path("arc-right", still, _FRAMES, settings=PathSettings(amplitude=_AMPLITUDE))
+    write("host-geometry-to-video", path_and_views(still, path))
+    scale, keyframes = scene_scale(still), keyframes_from_json(KEYFRAMES, "KEYFRAMES")
+    drawn = cameras_from_keyframes(keyframes, still.cameras, _FRAMES, scene_scale=scale)
+    write("draw-a-camera", path_and_views(still, drawn))
     write("video-to-4d-video", [seen(boxes, "arc-right", 16 * i) for i in range(4)])
     presets = ("orbit-left", "dolly-in", "crane-up", "dolly-zoom")
     write("one-scene-many-cameras", [seen(boxes, preset, 48) for preset in presets])
@@ -55,6 +52,14 @@ def main() -> None:
     )
 
 
+def path_and_views(scene: Scene4D, path: Cameras) -> list[Panel]:
+    """Return a drawing of a path, and its first view, one on the way and its last."""
+    preview = draw_path(path, scene, width=640).resize((_PANEL_HW[1], _PANEL_HW[0]))
+    drawn = torch.frombuffer(bytearray(preview.convert("RGB").tobytes()), dtype=torch.uint8)
+    first, middle, last = (view(scene, path, frame) for frame in (0, _FRAMES // 2, _FRAMES - 1))
+    return [first, drawn.view(*_PANEL_HW, 3) / 255, middle, last]
+
+
 def orbit(scene: Scene4D, frames: tuple[int, ...]) -> list[Panel]:
     """Return views of a moving scene along an orbit."""
     return [seen(scene, "orbit-left", frame) for frame in frames]
@@ -62,12 +67,16 @@ def orbit(scene: Scene4D, frames: tuple[int, ...]) -> list[Panel]:
 
 def seen(scene: Scene4D, preset: str, frame: int, *, mode: RenderMode = "splat") -> Panel:
     """Return one frame of a camera path; holes are nearly white."""
-    frames = 49
-    path = scene_path(preset, scene, frames, settings=PathSettings(amplitude=_AMPLITUDE))
+    path = scene_path(preset, scene, _FRAMES, settings=PathSettings(amplitude=_AMPLITUDE))
+    return view(scene, path, frame, mode=mode)
+
+
+def view(scene: Scene4D, path: Cameras, frame: int, *, mode: RenderMode = "splat") -> Panel:
+    """Return what one camera of a path sees; holes are nearly white."""
     camera = path.frames([frame]).resized(*_PANEL_HW)
     moment = scene if scene.num_frames == 1 else scene.frames([frame])
-    view = render(moment, camera, RenderSettings(mode=mode))
-    return view.rgb[0] + (1 - view.alpha[0, ..., None]) * _HOLE
+    found = render(moment, camera, RenderSettings(mode=mode))
+    return found.rgb[0] + (1 - found.alpha[0, ..., None]) * _HOLE
 
 
 def write(name: str, panels: list[Panel]) -> None:

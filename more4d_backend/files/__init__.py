@@ -158,4 +158,7 @@ def decoding(path: str | os.PathLike[str], expected: str) -> Iterator[None]:
         raise
     except Exception as e:
         reason = str(e).rstrip(".") or type(e).__name__
-        raise FileFormatError(f"{path} cannot be read as {expected}: {reason}.") from e
+        raise FileFormatError(
+            f"{path} cannot be read as {expected}: {reason}. It is cut off, damaged or something "
+            "else: copy it, or make it, again."
+        ) from e

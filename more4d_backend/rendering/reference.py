@@ -158,8 +158,7 @@ def _check_frames(scene: Scene4D, cameras: Cameras) -> None:
         raise RenderError(
             f"The scene has {scene.num_frames} frames and the camera path has "
             f"{cameras.num_frames}; expected as many cameras as frames, or a scene of one frame. "
-            "Make the path with the scene's number of frames, or choose frames of the scene with "
-            "scene.frames(...)."
+            "Make the path with the scene's number of frames, or take one frame of the scene."
         )
     if cameras.num_frames == 0:
         raise RenderError("The camera path has no frames; expected at least one camera.")

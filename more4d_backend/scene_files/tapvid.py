@@ -183,7 +183,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if missing:
         found = ", ".join(sorted(members)[:5])
         raise FileFormatError(
-            f"{path} holds {found}, and not {', '.join(missing)}; expected {_EXPECTED}."
+            f"{path} holds {found}, and not {', '.join(missing)} as arrays of numbers; expected "
+            f"{_EXPECTED}."
         )
     return arrays
 

@@ -156,7 +156,8 @@ CASES = {
         "STraG with 64 input channels.*Wan2.1-Fun-InP.*more4d_tiny_vism",
     ),
     "a plain VAE as motion VAE": (
-        wrong_motion_vae, "More4DLoadMotionVAE", "is a Wan2.1 VAE.*Needed here: the motion VAE"
+        wrong_motion_vae, "More4DLoadMotionVAE",
+        "is a Wan2.1 VAE.*Needed here: the motion VAE.*Choose another file",
     ),
     "something else as Geo4D": (wrong_geo4d, "More4DLoadGeo4D", "not-geo4d.safetensors.*Geo4D"),
     "a VAE as transformer": (wrong_transformer, "UNETLoader", "Could not detect model type"),
@@ -165,7 +166,8 @@ CASES = {
         "VAE is of another family.*wan_2.1_vae.safetensors",
     ),
     "a mask of another size": (
-        lambda g: vism(g, mask_hw=(32, 40)), "More4DVismConditioning", "hole_mask.*32.*40"
+        lambda g: vism(g, mask_hw=(32, 40)), "More4DVismConditioning",
+        "holes are 5 frames of 32x40.*video 5 frames of 48x64.*Render 4D Scene",
     ),
     "a frame count that is not 4k + 1": (
         lambda g: strag(g, num_frames=8), "More4DStragConditioning", "num_frames is 8.*Use 5 or 9"

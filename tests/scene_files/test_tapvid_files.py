@@ -104,7 +104,7 @@ def test_the_names_of_the_readme_are_read_too(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tracks_XYZ": None}, "and not tracks_XYZ; expected a TAPVid-3D npz"),
+        ({"tracks_XYZ": None}, "and not tracks_XYZ as arrays of numbers; expected a TAPVid-3D npz"),
         ({"visibility": np.ones((2, 2), bool)}, r"visibility has shape \(2, 2\)"),
         ({"tracks_XYZ": np.full((2, 3, 3), np.nan)}, None),
         ({"extrinsics_w2c": np.ones((2, 4, 4))}, "is not rigid"),

@@ -182,7 +182,7 @@ def test_a_damaged_motion_vae_is_refused(native_host, networks, tmp_path, write_
     [
         ("model", "STraG with 64 input channels.*Wan2.1-Fun-InP"),
         ("frames", "rendered frames is 4.*Use 1 or 5"),
-        ("mask", "hole_mask.*31"),
+        ("mask", "holes are .*31.* and the video .*Render 4D Scene"),
     ],
 )
 def test_a_wrong_input_of_vism_conditioning_is_named(native_host, files, photo, wrong, said):
