@@ -34,7 +34,7 @@ class More4DSceneViewer(io.ComfyNode):
             display_name="View 4D Scene (More4D)",
             category="More4D/scene",
             description="Play and scrub a 4D scene in the node: orbit, fly, motion trails, holes, "
-            "and what the camera of a path sees, to the pixel as it will be rendered.",
+            "and what the camera of a path sees, pixel for pixel as Render 4D Scene (nearest).",
             search_aliases=["3d viewer", "4d viewer", "preview scene", "point cloud", "play"],
             is_output_node=True,
             inputs=[
