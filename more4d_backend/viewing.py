@@ -30,7 +30,8 @@ RECORDING_SUFFIX = ".viser"
 
 _SERVER_TICK_S = 1 / 60
 
-_VIEW_BEHIND, _VIEW_ABOVE = 0.5, 0.25
+_CAMERA_COLOR = (40, 110, 200)
+_VIEW_BEHIND, _VIEW_ABOVE = 0.6, 0.3
 """Where the first look is from, beside the first camera, in distances to the scene."""
 
 
@@ -209,7 +210,9 @@ class SceneOnServer:
             f"/frames/{number:05d}/camera",
             fov=fov_from_focal(float(cameras.intrinsics[number, 1, 1]), cameras.height),
             aspect=cameras.width / cameras.height,
-            scale=self.size / 10,
+            scale=self.size / 15,
+            thickness=self.size / 800,
+            color=_CAMERA_COLOR,
             image=image,
             wxyz=quaternion_wxyz_from_matrix(pose[:3, :3]).numpy(),
             position=pose[:3, 3].numpy(),

@@ -71,7 +71,7 @@ def test_the_first_look_is_from_behind_the_first_camera_at_the_scene(server, poi
     pose = scene.cameras.world_to_camera[0].double().numpy()
     look = server.initial_camera
     start, target = (pose[:3, :3] @ place + pose[:3, 3] for place in (look.position, look.look_at))
-    np.testing.assert_allclose(start, shown.size * np.array([0, -0.25, -0.5]), atol=1e-6)
+    np.testing.assert_allclose(start, shown.size * np.array([0, -0.3, -0.6]), atol=1e-6)
     np.testing.assert_allclose(target, [0, 0, shown.size], atol=1e-6)
 
 
