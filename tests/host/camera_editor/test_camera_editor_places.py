@@ -118,6 +118,39 @@ def test_in_a_subgraph_it_edits_shows_and_runs(page, load_editor, shot):
     assert not page.ours()
 
 
+def test_undo_of_the_host_knows_each_edit_and_leaves_the_view(page, load_editor):
+    editor = load_editor()
+    editor.run()
+    editor.drag_view(50, 10)
+    editor["add"].click()
+    editor.drag_view(-20, 20)
+    editor["add"].click()
+    editor.tab.evaluate(f"() => {{ window.before = {editor.js} }}")
+    pose = editor.get("view.pose")
+    editor.tab.mouse.click(150, 1300)  # the empty canvas
+    editor.tab.keyboard.press("Control+z")
+    editor.tab.wait_for_function(f"() => {editor.js} && {editor.js} !== window.before")
+    editor.wait("scene")
+    assert editor.times == [0, 1]
+    assert editor.get("view.pose") == pytest.approx(pose, abs=1e-9)
+    assert not page.ours()
+
+
+def test_frames_that_come_through_a_wire_are_those_of_the_run(page, load_editor):
+    editor = load_editor(num_frames=3)
+    editor.tab.evaluate(
+        f"""() => {{ const frames = LiteGraph.createNode('PrimitiveInt'), node = {editor.node};
+        app.graph.add(frames);
+        frames.widgets[0].value = 4;
+        frames.connect(0, node, node.inputs.findIndex(i => i.name === 'num_frames')); }}"""
+    )
+    editor.tab.locator(".more4d-note button").click()
+    editor.wait("scene")
+    editor.wait("shownFrames === 4")
+    assert editor.get("view.path.length") == 4
+    assert not page.ours()
+
+
 def test_pasted_json_runs_without_a_page(comfy, schemas, editor_graph, scene):
     graph = editor_graph(keyframes=json.dumps(_GIVEN))
     editor = next(node for node in graph.nodes if node.type == "More4DCameraEditor")
