@@ -1,6 +1,5 @@
 """An image to the 257 tokens by which the Wan networks see it: CLIP ViT-H/14, one layer short."""
 
-import os
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -34,27 +33,6 @@ class ClipImageEncoder:
 
     def __init__(self, model: "CLIPVisionModel") -> None:
         self.model = model.eval()
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: torch.device | str = "cpu",
-    ) -> "ClipImageEncoder":
-        """Load a model that `save_pretrained` wrote. Nothing is downloaded."""
-        try:
-            from transformers import CLIPVisionModel
-        except ImportError as e:
-            raise ImportError(
-                f'Image tokens need transformers: pip install "more4d[headless]" ({e}).'
-            ) from e
-        model = CLIPVisionModel.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-        torch.nn.Module.to(model, device)  # in place; the class's own `to` has no type
-        return cls(model)
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "height width 3"]) -> Float[Tensor, "1 token token_dim"]:

@@ -60,29 +60,6 @@ class UMT5TextEncoder:
         self.model = model.eval()
         self.tokenizer = tokenizer
 
-    @classmethod
-    def load(
-        cls,
-        model_folder: str | os.PathLike[str],
-        tokenizer_folder: str | os.PathLike[str],
-        *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: torch.device | str = "cpu",
-    ) -> "UMT5TextEncoder":
-        """Load a model and a tokenizer that `save_pretrained` wrote. Nothing is downloaded."""
-        try:
-            from transformers import UMT5EncoderModel
-        except ImportError as e:
-            raise ImportError(
-                f'Text needs transformers: pip install "more4d[headless]" ({e}).'
-            ) from e
-        model = UMT5EncoderModel.from_pretrained(
-            model_folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-        tokenizer = load_tokenizer(tokenizer_folder)
-        torch.nn.Module.to(model, device)  # in place; the class's own `to` has no type
-        return cls(model, tokenizer)
-
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Float[Tensor, "prompt 512 text_dim"]:
         """Encode texts; each keeps its own length, and what follows its end is zero.

@@ -8,9 +8,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import compare, load_into, load_weights
+from . import load_into, load_weights
 from .architectures import Stored
 from .architectures import build_empty as build_empty
 from .architectures import network_names as network_names
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModel, UMT5EncoderModel
 
     from ..strag.motion_vae import MotionLatentSettings, MotionVAE
-    from ..strag.omnimae import OmniMAE
     from ..strag.transformer import StragTransformer
     from ..tiny.depth_network import DepthNetwork
     from ..tiny.text_encoder import ByteTextModel
@@ -140,20 +139,6 @@ def load_clip_vision(
     return _load(path, WeightKind.CLIP_VISION, dtype, device)
 
 
-def load_omnimae(
-    path: str | os.PathLike[str],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> "OmniMAE":
-    """Load the image features from their published file, for training.
-
-    Raises:
-        WeightsError: not a whole OmniMAE ViT.
-    """
-    return _load(path, WeightKind.OMNIMAE, dtype, device)
-
-
 def load_byte_text(
     path: str | os.PathLike[str],
     *,
@@ -180,25 +165,6 @@ def load_depth_network(
         WeightsError: not a whole one.
     """
     return _load(path, WeightKind.TINY_DEPTH, dtype, device)
-
-
-def load_tensors(
-    path: str | os.PathLike[str], *kinds: WeightKind, dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Read all tensors of a file under library names, checked against the network of its kind.
-
-    What `StragTransformer.from_fun_control` starts from. Needs host memory for the whole file.
-
-    Raises:
-        WeightsError: not a whole file of one of `kinds`.
-    """
-    tensors = load_weights(path, *kinds)
-    module = build_empty(kinds[0], tensors)
-    if module is not None:
-        tensors = network_names(module, kinds[0], tensors)
-        if differences := compare(module.state_dict(keep_vars=True), tensors):
-            raise WeightsError(f"{path} does not fit {type(module).__name__}. {differences}")
-    return {name: _cast(tensor.read(), dtype) for name, tensor in tensors.items()}
 
 
 def _load(
@@ -230,10 +196,6 @@ def _filled(
         float32=_float32_parts(module) if dtype is not None else (),
     )
     return module
-
-
-def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
 
 def _float32_parts(module: nn.Module) -> tuple[str, ...]:

@@ -72,10 +72,3 @@ def test_an_empty_prompt_is_refused_and_a_prompt_loses_its_spare_white_space():
     for empty in ("", " \n\t"):
         with pytest.raises(PromptError, match="The prompt is empty"):
             check_prompt(empty)
-
-
-def test_a_saved_encoder_loads_without_the_network(encoder, tmp_path):
-    encoder.model.save_pretrained(tmp_path / "model")
-    encoder.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    loaded = UMT5TextEncoder.load(tmp_path / "model", tmp_path / "tokenizer", dtype=torch.float32)
-    assert torch.equal(loaded.encode(["red ball"]), encoder.encode(["red ball"]))

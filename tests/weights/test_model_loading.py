@@ -10,9 +10,7 @@ from more4d_backend.weights.kinds import WeightKind
 from more4d_backend.weights.model_loading import (
     build_empty,
     load_motion_vae,
-    load_omnimae,
     load_strag,
-    load_tensors,
     load_umt5,
     load_wan_transformer,
     load_wan_vae,
@@ -26,7 +24,6 @@ LOADERS = {
     WeightKind.WAN_VAE: load_wan_vae,
     WeightKind.MOTION_VAE: lambda path, **how: load_motion_vae(path, SETTINGS, **how),
     WeightKind.UMT5: load_umt5,
-    WeightKind.OMNIMAE: load_omnimae,
 }
 
 
@@ -131,16 +128,6 @@ def test_a_vae_of_another_family_is_refused(toy, tmp_path):
     path = toy.on_disk(tmp_path / "w.safetensors", vae.state_dict())
     with pytest.raises(WeightsError, match="8 latent channels"):
         load_wan_vae(path)
-
-
-def test_fun_control_is_read_for_training_under_library_names(toy, tmp_path):
-    module = toy.fun_control()
-    path = toy.on_disk(tmp_path / "w.safetensors", toy.originals(WeightKind.FUN_CONTROL, module))
-    tensors = load_tensors(path, WeightKind.FUN_CONTROL, dtype=torch.bfloat16)
-    assert tensors.keys() == module.state_dict().keys()
-    assert tensors["ref_conv.weight"].dtype == torch.bfloat16
-    with pytest.raises(WeightsError, match="Needed here: the OmniMAE"):
-        load_tensors(path, WeightKind.OMNIMAE)
 
 
 def test_prefixes_of_trainers_are_taken_off(toy, tmp_path):
