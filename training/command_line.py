@@ -1,13 +1,33 @@
 """The command line of every trainer: a recipe's name, then any of its settings."""
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from .recipes import RECIPES
 
+_log = logging.getLogger(__name__)
+
 Config = TypeVar("Config")
+
+
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with its status; what its user can mend is told in a sentence.
+
+    `--debug` anywhere on the command line shows where in the code that was.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        status = command()
+    except (ValueError, OSError, ImportError) as e:
+        if debug:
+            raise
+        _log.error("%s", e)
+        status = 2
+    raise SystemExit(status)
 
 
 def parse_config(

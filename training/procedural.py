@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from more4d_backend.camera_paths import make_path
+from more4d_backend.devices import detect_device
 from more4d_backend.files import replacing
 from more4d_backend.scene import Cameras
 
@@ -168,6 +169,9 @@ def write(
         device: what casts the rays, such as `cuda`.
         samples_per_shard: samples in one file.
     """
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard is {samples_per_shard}; expected at least 1.")
+    detect_device(device)
     dataset = ProceduralDataset(
         PROCEDURAL_RECIPES[recipe](), num_samples=num_samples, first_seed=seed, device=device
     )
@@ -202,6 +206,7 @@ def sheet(
     """
     from .procedural_sheet import procedural_sheet
 
+    detect_device(device)
     dataset = ProceduralDataset(
         PROCEDURAL_RECIPES[recipe](), num_samples=count, first_seed=seed, device=device
     )
@@ -221,6 +226,8 @@ def on_cpu(sample: TrainingSample) -> TrainingSample:
 if __name__ == "__main__":
     import tyro
 
+    from .command_line import exit_with
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     commands = {"write": write, "sheet": sheet}
-    raise SystemExit(tyro.extras.subcommand_cli_from_dict(commands))
+    exit_with(lambda: tyro.extras.subcommand_cli_from_dict(commands))

@@ -176,6 +176,8 @@ def convert(source: Path, destination: Path, /, *, jobs: int = 4) -> int:
         destination: folder of the shards; what is already converted there is kept.
         jobs: archives converted at the same time; each needs about 1 GB of memory.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; expected at least 1.")
     archives = [source] if source.is_file() else sorted(source.glob("*.tar.gz"))
     if not archives:
         raise FileFormatError(f"{source} holds no archive; expected files named <range>.tar.gz.")
@@ -210,5 +212,7 @@ def _is_done(archive: Path, destination: Path) -> bool:
 if __name__ == "__main__":
     import tyro
 
+    from .command_line import exit_with
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    raise SystemExit(tyro.cli(convert))
+    exit_with(lambda: tyro.cli(convert))
