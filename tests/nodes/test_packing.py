@@ -139,7 +139,7 @@ def test_the_pack_is_imported_quickly_and_asks_for_no_device(host_folder, unpack
         "sys.path.insert(0, host)\n"
         "from comfy.cli_args import args\n"
         "args.cpu = True\n"
-        "import nodes, comfy.sd, comfy.samplers, comfy_api.latest\n"
+        "import nodes, server, comfy.sd, comfy.samplers, comfy_api.latest\n"
         "import torch\n"
         "spec = importlib.util.spec_from_file_location('pack', pack + '/__init__.py',\n"
         "    submodule_search_locations=[pack])\n"
