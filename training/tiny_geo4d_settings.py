@@ -82,12 +82,16 @@ class TinyGeo4DTraining:
     learning_rate: float = 1.2e-3
     """At its highest."""
 
-    points_share: float = 0.1
+    points_share: float = 0.05
     """Of the UNet's training: the first part, on point maps alone."""
 
+    one_step_share: float = 0.5
+    """Of the UNet's training: the first part, on pure noise alone. A small network learns to use
+    the video several times as fast so; what is left is for removing noise in steps."""
+
     noise_share: float = 0.5
-    """Of the windows that are pure noise; of the rest, half are at the timesteps that sampling
-    goes through, and half at any."""
+    """Then, of the windows that are pure noise; of the rest, half are at the timesteps that
+    sampling goes through, and half at any."""
 
     seed: int = 1
     """Of parameters and data."""

@@ -48,7 +48,8 @@ def train_unet(
         )
         clean, video = pool.geometry[chosen].float(), pool.video[chosen].float()
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        times = drawn_timesteps(len(chosen), training.noise_share, generator)
+        share = 1.0 if progress < training.one_step_share else training.noise_share
+        times = drawn_timesteps(len(chosen), share, generator)
         shown = torch.ones_like(variance, dtype=torch.bool)
         if progress < training.points_share:
             shown = POINTS_ONLY.of_channels(variance) > 0

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 FILE_NAME = "more4d_tiny_geo4d.safetensors"
 _PICTURES_AT_ONCE = 1024
+_CONTEXT_START = 0.5
 _LOOKED_AT = 8
 """Held-out clips that are measured on the way."""
 
@@ -100,6 +102,8 @@ def train(training: TinyGeo4DTraining) -> Path:
 def _networks(training: TinyGeo4DTraining) -> Geo4DNetworks:
     if training.start is None:
         networks = Geo4DNetworks(GEO4D_SIZES["tiny"])
+        # Frames are told apart by their own tokens alone: these have to differ from the start.
+        nn.init.normal_(networks.context, std=_CONTEXT_START)
     else:
         networks = load_geo4d(training.start, dtype=torch.float32)
         if networks.size != GEO4D_SIZES["tiny"]:

@@ -33,6 +33,7 @@ def test_timesteps_are_mostly_those_that_sampling_goes_through():
     on_the_way = torch.isin(times, torch.tensor([199, 399, 599, 799])).float().mean()
     assert on_the_way == pytest.approx(0.25, abs=0.02)
     assert times.min() >= 0
+    assert (drawn_timesteps(10, 1.0, torch.Generator().manual_seed(0)) == 999).all()
 
 
 def test_a_small_run_writes_a_file_that_loads_and_says_what_it_measured(tmp_path, caplog):
