@@ -118,12 +118,20 @@ def camera_from_intrinsics(intrinsics: Tensor, height: int, width: int) -> Camer
             f"intrinsics has shape {tuple(intrinsics.shape)}; expected a 3x3 pinhole matrix in "
             f"pixels for a {height}x{width} image."
         )
-    return Cameras(
+    camera = Cameras(
         world_to_camera=torch.eye(4, dtype=intrinsics.dtype, device=intrinsics.device)[None],
         intrinsics=intrinsics[None],
         height=height,
         width=width,
     )
+    center_x, center_y = intrinsics[:2, 2].tolist()
+    if not (0 <= center_x <= width and 0 <= center_y <= height):
+        _log.warning(
+            "The principal point (%g, %g) lies outside of the %dx%d (height x width) image. Are "
+            "the intrinsics those of another size? Then scale them with the image.",
+            *(center_x, center_y, height, width),
+        )
+    return camera
 
 
 def _why_unusable(depth: Float[Tensor, "height width"], max_depth: float | None) -> str:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from more4d_backend.depth import DepthError, lift_depth, lift_points
-from more4d_backend.geometry import GeometryError
+from more4d_backend.depth import DepthError, camera_from_intrinsics, lift_depth, lift_points
+from more4d_backend.geometry import GeometryError, intrinsics_from_focal
 from more4d_backend.scene import PointMaps
 from more4d_backend.shapes import ShapeError
 from more4d_backend.synthetic import make_world
@@ -112,3 +112,10 @@ def test_a_camera_for_another_image_is_refused():
 def test_a_limit_that_excludes_everything_is_refused(max_depth):
     with pytest.raises(DepthError, match="max_depth is"):
         lift_depth(IMAGE, DEPTH, INTRINSICS, max_depth=max_depth)
+
+
+def test_intrinsics_of_another_size_are_warned_of(caplog):
+    camera_from_intrinsics(intrinsics_from_focal(torch.tensor(600.0), 480, 640), 480, 640)
+    assert not caplog.messages
+    camera_from_intrinsics(intrinsics_from_focal(torch.tensor(600.0), 480, 640), 48, 64)
+    assert "(320, 240) lies outside of the 48x64" in caplog.text
