@@ -112,8 +112,7 @@ class TrainingRun:
         """Make the optimiser, spread the objective over the ranks, and resume.
 
         `learning_rate_scales` maps the start of parameter names to a factor on the learning rate.
-        With `fill` the objective may come without values (on the meta device) where FSDP2 is used:
-        it is called once they are split, to give every rank's part its own.
+        `fill` gives values to an objective on the meta device, once FSDP2 has split it.
 
         Raises:
             CheckpointError: the checkpoint to resume from is damaged, or of another recipe.
@@ -237,10 +236,7 @@ class TrainingRun:
         self._records.show_video(self.step, name, frames, fps)
 
     def inside(self, do: Callable[[], T]) -> T:
-        """Call something that computes with the trained network otherwise than by its losses.
-
-        Every rank must call, and compute the same.
-        """
+        """Call what computes with the network otherwise than by its losses; on every rank alike."""
         with self.accelerator.autocast():
             return self.objective(inside=do)[0] if self.is_sharded else do()
 
