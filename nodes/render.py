@@ -42,6 +42,7 @@ class More4DRender(io.ComfyNode):
                 io.Mask.Output(display_name="holes", tooltip="1 (white) = to be filled."),
                 io.Image.Output(display_name="depth", tooltip="As depth_as says."),
                 RenderType.Output(display_name="render", tooltip="Colour, camera z, coverage."),
+                io.Float.Output(display_name="fps", tooltip="The scene's, for Create Video."),
             ],
         )
 
@@ -65,7 +66,7 @@ class More4DRender(io.ComfyNode):
             rgb=view.rgb.to(keep), depth=view.depth.to(keep), alpha=view.alpha.to(keep)
         )
         depth = grey_image(view.depth if picture is None else picture)
-        return io.NodeOutput(view.rgb, holes.to(keep), depth, view)
+        return io.NodeOutput(view.rgb, holes.to(keep), depth, view, scene.fps)
 
 
 def _inputs() -> list[io.Input]:

@@ -97,7 +97,7 @@ def tiny_video(
     text = [n["conditioning"] for n in graph.nodes if n.type == "More4DTinyTextEncode"]
     vae = next(n for n in graph.nodes if n.type == "VAELoader")["vae"]
     video = _filled(graph, 6, render, model, vae, text, steps=steps, cfg=1.5, seed=seed)
-    _saved(graph, 8, video, "more4d/tiny")
+    _saved(graph, 8, video, "more4d/tiny", fps=render["fps"])
     graph.groups |= {0: "1. Picture and text", 1: "2. Motion", 4: "3. Camera", 5: "4. Fill holes"}
 
 
@@ -167,8 +167,8 @@ def _filled(graph, column, render, model, vae, text, *, steps, cfg, seed, clip=N
     return pasted["image"]
 
 
-def _saved(graph, column, images, name, title=None, fps: float | Link = 8.0):
-    video = graph.add("CreateVideo", column, images=images, fps=fps, title=title)
+def _saved(graph, column, images, name, fps: Link):
+    video = graph.add("CreateVideo", column, images=images, fps=fps)
     graph.add("SaveVideo", column, video=video["video"], filename_prefix=name)
 
 
@@ -220,7 +220,7 @@ def _full_video(graph, image, said, *, preset, amplitude, seed, as_inputs=False)
     render = graph.add("More4DRender", 5, scene=moving, camera_path=camera)
     files = file(FUN_INP.name, "fun_inp_model"), file(VISM_LORA.name, "vism_lora")
     images = _full_fill(graph, 6, render, vae, text, seed, files)
-    return graph.add("CreateVideo", 9, images=images, fps=8.0)["video"], moving
+    return graph.add("CreateVideo", 9, images=images, fps=render["fps"])["video"], moving
 
 
 def host_geometry(graph: Graph) -> None:
@@ -233,7 +233,7 @@ def host_geometry(graph: Graph) -> None:
     camera = graph.add("More4DCameraPreset", 2, scene=scene, preset="arc-right")
     graph.add("More4DCameraPreview", 2, camera_path=camera["camera_path"], scene=scene)
     render = graph.add("More4DRender", 2, scene=scene, camera_path=camera["camera_path"])
-    _saved(graph, 6, _full_fill(graph, 3, render, vae, text, 0), "more4d/geometry")
+    _saved(graph, 6, _full_fill(graph, 3, render, vae, text, 0), "more4d/geometry", render["fps"])
     graph.groups |= {0: "1. Picture, text, depth", 2: "2. Camera", 3: "3. Fill holes"}
 
 
@@ -254,7 +254,7 @@ def reshot_video(graph: Graph) -> None:
     graph.add("More4DCameraPreview", 3, camera_path=camera["camera_path"], scene=scene)
     render = graph.add("More4DRender", 3, scene=scene, camera_path=camera["camera_path"])
     graph.add("More4DSceneViewer", 2, scene=scene, camera_path=camera["camera_path"])
-    _saved(graph, 7, _full_fill(graph, 4, render, vae, text, 0), "more4d/reshot", fps=parts["fps"])
+    _saved(graph, 7, _full_fill(graph, 4, render, vae, text, 0), "more4d/reshot", render["fps"])
     graph.groups |= {0: "1. Video", 1: "2. Models and text", 2: "3. Scene", 3: "4. New camera"}
     graph.groups |= {4: "5. Fill holes"}
 
@@ -266,7 +266,7 @@ def drawn_camera(graph: Graph) -> None:
     scene = graph.add("More4DDepthTiny", 0, image=picture["image"])["scene"]
     camera = graph.add("More4DCameraEditor", 1, scene=scene, keyframes=KEYFRAMES)["camera_path"]
     render = graph.add("More4DRender", 2, scene=scene, camera_path=camera)
-    _saved(graph, 3, render["image"], "more4d/drawn-camera")
+    _saved(graph, 3, render["image"], "more4d/drawn-camera", fps=render["fps"])
     graph.groups |= {0: "1. Picture and depth", 1: "2. Draw the camera", 2: "3. Video"}
 
 
@@ -278,7 +278,7 @@ def many_cameras(graph: Graph) -> None:
         camera = graph.add("More4DCameraPreset", column, scene=scene, preset=preset)
         graph.add("More4DCameraPreview", column, camera_path=camera["camera_path"], scene=scene)
         render = graph.add("More4DRender", column, scene=scene, camera_path=camera["camera_path"])
-        _saved(graph, column, render["image"], f"more4d/{preset}")
+        _saved(graph, column, render["image"], f"more4d/{preset}", fps=render["fps"])
     graph.groups |= {0: "Scene", 1: "Cameras"}
 
 

@@ -160,6 +160,7 @@ def test_the_render_node_gives_what_the_backend_renders(native_host, inputs):
     assert torch.equal(found["depth"][..., 0], found["wanted_depth"])
     assert found["depth"].shape == found["image"].shape
     assert 0 < found["holes"].mean() < 1
+    assert found["fps"] == found["wanted_fps"]
 
 
 def test_small_holes_are_closed_with_colour_and_kept_out_of_the_mask(native_host):

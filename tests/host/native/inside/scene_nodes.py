@@ -158,7 +158,7 @@ def rendered(inputs):
     made = _scene()
     path = camera_paths.scene_path("orbit-left", made)
     inputs = RENDER | inputs
-    image, holes, depth, view = More4DRender.execute(made, path, **inputs).result
+    image, holes, depth, view, fps = More4DRender.execute(made, path, **inputs).result
     sized = path.resized(inputs["height"] or HEIGHT, inputs["width"] or WIDTH)
     settings = RenderSettings(mode=inputs["mode"], draw_unseen=inputs["draw_unseen"])
     wanted = render(made, sized, settings)
@@ -172,6 +172,8 @@ def rendered(inputs):
         "wanted_image": wanted.rgb,
         "wanted_holes": hole_mask(wanted.alpha, **sizes),
         "wanted_depth": shown,
+        "fps": fps,
+        "wanted_fps": made.fps,
     }
 
 
