@@ -1,8 +1,7 @@
 // Lines that are drawn with a scene: where points came from, and where cameras are.
-// Seven numbers a corner, two corners a segment: x y z r g b a.
 
 import { axesOf, add, length, positionOf, scaled, subtract } from "./camera_math.js";
-import { pointAt } from "./scene_file.js";
+import { isShown, pointAt } from "./scene_file.js";
 
 const TRAIL_FRAMES = 12;
 const MAX_TRAILS = 700;
@@ -12,25 +11,23 @@ const MAX_FRUSTA = 16;
 const MARKED = [1, 0.6, 0.1];
 const KEYFRAME = [0.3, 0.75, 1];
 
-/** Where some of the points that move were in the frames before, each in a color of its own. */
-export function trailLines(scene, frame) {
-  const corners = [];
-  if (!scene.isTracks || frame < 1) return corners;
+/** Add where some of the points that move were in the frames before, each in a color of its own. */
+export function addTrails(segments, scene, frame) {
+  if (!scene.isTracks || frame < 1) return;
   const first = Math.max(0, frame - TRAIL_FRAMES);
   const movers = moversOf(scene);
   movers.forEach((index, number) => {
-    if (!scene.shown[frame * scene.numPoints + index]) return;
+    if (!isShown(scene, frame, index)) return;
     const color = rainbow(number / movers.length);
     let last = pointAt(scene, first, index);
     for (let i = first + 1; i <= frame; i++) {
       const next = pointAt(scene, i, index);
       if (!next) continue;
       const [old, young] = [i - 1, i].map((at) => 1 - (frame - at) / (TRAIL_FRAMES + 1));
-      if (last) corners.push(...last, ...color, old, ...next, ...color, young);
+      if (last) segments.add(last, color, old, next, color, young);
       last = next;
     }
   });
-  return corners;
 }
 
 const found = new WeakMap();
@@ -61,46 +58,43 @@ function rainbow(u) {
 }
 
 /**
- * The way of the cameras, some of their frusta, the one of now, and those of keyframes. A frustum
- * around the `eye` would only be lines across the picture: it is left out.
+ * Add the way of the cameras, some of their frusta, the one of now, and those of keyframes. A
+ * frustum around the `eye` would only be lines across the picture: it is left out.
  */
-export function pathLines(cameras, now, keyframes, size, eye) {
-  const corners = [];
+export function addPath(segments, cameras, now, keyframes, size, eye) {
   const frustum = (camera, scale, color, alpha) => {
     const isClose = length(subtract(positionOf(camera.worldToCamera), eye)) < size;
-    if (!isClose) pushFrustum(corners, camera, scale, [...color, alpha]);
+    if (!isClose) addFrustum(segments, camera, scale, color, alpha);
   };
   const color = (i) => mixed([0.2, 0.85, 0.35], [1, 0.5, 0.1], i / Math.max(1, cameras.length - 1));
   const positions = cameras.map((camera) => positionOf(camera.worldToCamera));
   for (let i = 1; i < cameras.length; i++)
-    segment(corners, positions[i - 1], positions[i], [...color(i), 0.9]);
+    segments.add(positions[i - 1], color(i - 1), 0.9, positions[i], color(i), 0.9);
   const step = Math.max(1, Math.ceil(cameras.length / MAX_FRUSTA));
   if (!keyframes.cameras.length)
-    for (let i = 0; i < cameras.length; i += step)
-      frustum(cameras[i], size / 2, color(i), 0.5);
+    for (let i = 0; i < cameras.length; i += step) frustum(cameras[i], size / 2, color(i), 0.5);
   keyframes.cameras.forEach((camera, i) => {
     frustum(camera, size, i === keyframes.selected ? MARKED : KEYFRAME, 1);
   });
   frustum(now, size, [1, 1, 1], 1);
-  return corners;
 }
 
-function pushFrustum(corners, camera, size, rgba) {
+function addFrustum(segments, camera, size, color, alpha) {
   const at = positionOf(camera.worldToCamera);
   const { right, down, forward } = axesOf(camera.worldToCamera);
   const corner = (x, y) => add(add(add(at, scaled(forward, size)),
     scaled(right, (size * (x - camera.cx)) / camera.fx)),
     scaled(down, (size * (y - camera.cy)) / camera.fy));
+  const line = (a, b) => segments.add(a, color, alpha, b, color, alpha);
   const { width, height } = camera;
   const rim = [corner(0, 0), corner(width, 0), corner(width, height), corner(0, height)];
   rim.forEach((point, i) => {
-    segment(corners, at, point, rgba);
-    segment(corners, point, rim[(i + 1) % 4], rgba);
+    line(at, point);
+    line(point, rim[(i + 1) % 4]);
   });
   const above = add(corner(width / 2, 0), scaled(down, -size * 0.2));
-  segment(corners, rim[0], above, rgba);
-  segment(corners, rim[1], above, rgba);
+  line(rim[0], above);
+  line(rim[1], above);
 }
 
-const segment = (corners, a, b, rgba) => corners.push(...a, ...rgba, ...b, ...rgba);
 const mixed = (a, b, u) => a.map((value, i) => value * (1 - u) + b[i] * u);

@@ -30,7 +30,10 @@ export async function fetchScene(url, { signal, onProgress } = {}) {
   return decodeScene(bytes.buffer);
 }
 
-/** A scene from the bytes of a view file. Its arrays look into `buffer`. */
+/**
+ * A scene from the bytes of a view file. `points` has x, y, z and 0 or 1 for hidden or shown,
+ * `colors` r, g, b, 255: fours are what graphics cards read as they are.
+ */
 export function decodeScene(buffer) {
   const { header, start } = readHeader(buffer);
   const block = (name, Kind) => {
@@ -55,21 +58,25 @@ export function decodeScene(buffer) {
     sceneScale: header.scene_scale,
     cameras: camerasOf(header.cameras),
     path: header.camera_path && camerasOf(header.camera_path),
-    positions: block("positions", Uint16Array).values,
-    colors: colors.values,
+    points: withFlags(block("positions", Uint16Array).values, shown.values, header),
+    colors: withFourth(colors.values),
     coloredFrames: colors.frames,
-    shown: flags(shown.values, header.num_frames, header.num_points),
   };
 }
 
 /** The world coordinates of a point in a frame, or null where it has none. */
 export function pointAt(scene, frame, index) {
-  const at = 3 * (frame * scene.numPoints + index);
-  if (scene.positions[at] === MISSING) return null;
+  const at = 4 * (frame * scene.numPoints + index);
+  if (scene.points[at] === MISSING) return null;
   return [0, 1, 2].map((axis) => {
-    const bent = (scene.positions[at + axis] - 32767) / 32768;
+    const bent = (scene.points[at + axis] - 32767) / 32768;
     return (bent / (1 - Math.abs(bent))) * scene.scale + scene.center[axis];
   });
+}
+
+/** Whether a point is seen in a frame, or valid. */
+export function isShown(scene, frame, index) {
+  return scene.points[4 * (frame * scene.numPoints + index) + 3] === 1;
 }
 
 function readHeader(buffer) {
@@ -96,12 +103,27 @@ function camerasOf({ width, height, world_to_camera, focal_px, center_px }) {
   }));
 }
 
-/** One byte per flag, from eight flags a byte; each frame starts a new byte. */
-function flags(packed, numFrames, numPoints) {
+/** Positions with a fourth number each: the flag, of eight a byte; each frame starts a new byte. */
+function withFlags(positions, packed, { num_frames: numFrames, num_points: numPoints }) {
   const bytesPerFrame = Math.ceil(numPoints / 8);
-  const unpacked = new Uint8Array(numFrames * numPoints);
-  for (let frame = 0, to = 0; frame < numFrames; frame++)
-    for (let i = 0, from = frame * bytesPerFrame; i < numPoints; i++, to++)
-      unpacked[to] = (packed[from + (i >> 3)] >> (i & 7)) & 1;
-  return unpacked;
+  const points = new Uint16Array(4 * numFrames * numPoints);
+  for (let frame = 0, from = 0, to = 0; frame < numFrames; frame++)
+    for (let i = 0; i < numPoints; i++, from += 3, to += 4) {
+      points[to] = positions[from];
+      points[to + 1] = positions[from + 1];
+      points[to + 2] = positions[from + 2];
+      points[to + 3] = (packed[frame * bytesPerFrame + (i >> 3)] >> (i & 7)) & 1;
+    }
+  return points;
+}
+
+function withFourth(colors) {
+  const fours = new Uint8Array((colors.length / 3) * 4);
+  for (let from = 0, to = 0; from < colors.length; from += 3, to += 4) {
+    fours[to] = colors[from];
+    fours[to + 1] = colors[from + 1];
+    fours[to + 2] = colors[from + 2];
+    fours[to + 3] = 255;
+  }
+  return fours;
 }

@@ -4,6 +4,11 @@
 // the renderer's mode "nearest" draws. Depth is stored as its logarithm, with equal relative
 // precision from 1e-5 to 1e5 times the scene's scale.
 
+import { IDENTITY } from "./camera_math.js";
+import { SEGMENTS_A_ROW, Segments } from "./segments.js";
+
+const TEXELS_A_ROW = 4 * SEGMENTS_A_ROW;
+
 /** The browser has no WebGL2, or will not give another context. */
 export class NoWebGLError extends Error {}
 
@@ -23,9 +28,8 @@ vec4 projected(vec3 seen) {
 
 const POINT_VERTEX = `#version 300 es
 precision highp float;
-in vec3 a_position;
-in vec3 a_color;
-in float a_shown;
+in uvec4 a_point;
+in vec4 a_color;
 uniform vec3 u_seen_center;
 uniform vec3 u_source_forward;
 uniform float u_source_size;
@@ -42,17 +46,18 @@ vec4 on_pixels(vec3 seen) {
   return vec4(clip.x, -clip.y, depth_of(seen.z), 1.0);
 }
 void main() {
-  vec3 bent = (a_position - 32767.0) / 32768.0;
+  vec3 bent = (vec3(a_point.xyz) - 32767.0) / 32768.0;
   vec3 offset = bent / (1.0 - abs(bent)) * u_scale;
   vec3 seen = mat3(u_world_to_camera) * offset + u_seen_center;
-  bool hidden = a_position.x > 65534.5 || seen.z <= 0.0 || (a_shown < 0.5 && !u_unseen);
-  if (hidden) gl_Position = vec4(2.0, 2.0, 2.0, 1.0);
+  bool is_shown = a_point.w == 1u;
+  bool is_missing = a_point.x == 65535u || seen.z <= 0.0 || !(is_shown || u_unseen);
+  if (is_missing) gl_Position = vec4(2.0, 2.0, 2.0, 1.0);
   else gl_Position = u_fixed_size > 0.0 ? on_pixels(seen) : projected(seen);
   float source_depth = max(abs(dot(u_source_forward, offset)), 1e-6);
   float size = u_source_size * source_depth / max(seen.z, 1e-6);
   v_size = u_fixed_size > 0.0 ? u_fixed_size : clamp(size, 1.0, 64.0);
   gl_PointSize = v_size;
-  v_color = a_shown < 0.5 ? mix(a_color, vec3(1.0, 0.25, 0.1), 0.65) : a_color;
+  v_color = is_shown ? a_color.rgb : mix(a_color.rgb, vec3(1.0, 0.25, 0.1), 0.65);
 }`;
 
 const POINT_FRAGMENT = `#version 300 es
@@ -66,35 +71,37 @@ void main() {
   color = vec4(v_color, 1.0);
 }`;
 
-// A segment is a strip of four corners, as wide as it was asked for.
+// A segment is two triangles, as wide as asked for. Its ends are four texels of a texture: as
+// instances of a strip, software drivers would draw each on its own, twenty times as slowly.
 const LINE_VERTEX = `#version 300 es
 precision highp float;
-in vec3 a_start;
-in vec4 a_start_color;
-in vec3 a_end;
-in vec4 a_end_color;
+uniform highp sampler2D u_segments;
 uniform float u_width;
 out vec4 v_color;
 ${PROJECTION}
 vec2 pixel_of(vec3 seen) { return u_focal * seen.xy / seen.z + u_principal; }
+vec4 texel(int part) {
+  int index = 4 * (gl_VertexID / 6) + part;
+  return texelFetch(u_segments, ivec2(index % ${TEXELS_A_ROW}, index / ${TEXELS_A_ROW}), 0);
+}
 void main() {
-  vec3 ends[2] = vec3[2]((u_world_to_camera * vec4(a_start, 1.0)).xyz,
-                         (u_world_to_camera * vec4(a_end, 1.0)).xyz);
+  int corner = int[6](0, 1, 2, 2, 1, 3)[gl_VertexID % 6];
+  bool is_end = (corner & 1) == 1;
+  vec3 start = (u_world_to_camera * vec4(texel(0).xyz, 1.0)).xyz;
+  vec3 end = (u_world_to_camera * vec4(texel(2).xyz, 1.0)).xyz;
+  v_color = texel(is_end ? 3 : 1);
   float near = u_scale * 1e-3;
-  bool is_end = (gl_VertexID & 1) == 1;
-  v_color = is_end ? a_end_color : a_start_color;
-  if (max(ends[0].z, ends[1].z) < near) {
+  if (max(start.z, end.z) < near) {
     gl_Position = vec4(2.0, 2.0, 2.0, 1.0);
     return;
   }
-  for (int i = 0; i < 2; i++) {
-    vec3 other = ends[1 - i];
-    if (ends[i].z < near) ends[i] = mix(other, ends[i], (other.z - near) / (other.z - ends[i].z));
-  }
-  vec2 along = pixel_of(ends[1]) - pixel_of(ends[0]);
+  float ratio = clamp((near - start.z) / (end.z - start.z), 0.0, 1.0);
+  if (start.z < near) start = mix(start, end, ratio);
+  if (end.z < near) end = mix(start, end, ratio);
+  vec2 along = pixel_of(end) - pixel_of(start);
   vec2 across = length(along) < 1e-3 ? vec2(0.0) : normalize(vec2(-along.y, along.x));
-  vec3 seen = is_end ? ends[1] : ends[0];
-  float side = (gl_VertexID & 2) == 2 ? 0.5 : -0.5;
+  vec3 seen = is_end ? end : start;
+  float side = (corner & 2) == 2 ? 0.5 : -0.5;
   vec2 clip = 2.0 * (pixel_of(seen) + across * side * u_width) / u_size - 1.0;
   gl_Position = vec4(clip.x, -clip.y, depth_of(seen.z * 0.99), 1.0);
 }`;
@@ -114,8 +121,12 @@ export class SceneGL {
     this.lines = program(gl, LINE_VERTEX, LINE_FRAGMENT);
     this.pointArrays = gl.createVertexArray();
     this.lineArrays = gl.createVertexArray();
-    this.lineBuffer = gl.createBuffer();
-    this.buffers = [];
+    this.lineTexture = gl.createTexture();
+    gl.bindTexture(gl.TEXTURE_2D, this.lineTexture);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+    this.frames = [];
+    this.colors = [];
     this.target = null;
     gl.enable(gl.DEPTH_TEST);
   }
@@ -123,15 +134,30 @@ export class SceneGL {
   /** Upload a scene, in place of the last one. */
   setScene(scene) {
     const { gl } = this;
-    this.buffers.forEach((buffer) => gl.deleteBuffer(buffer));
-    this.buffers = [scene.positions, scene.colors, scene.shown].map((values) => {
+    [...this.frames, ...this.colors].forEach((buffer) => gl.deleteBuffer(buffer));
+    const upload = (values, count) => Array.from({ length: count }, (_, i) => {
       const buffer = gl.createBuffer();
       gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
-      gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
+      const part = values.subarray(4 * scene.numPoints * i, 4 * scene.numPoints * (i + 1));
+      gl.bufferData(gl.ARRAY_BUFFER, part, gl.STATIC_DRAW);
       return buffer;
     });
+    this.frames = upload(scene.points, scene.numFrames);
+    this.colors = upload(scene.colors, scene.coloredFrames);
     this.scene = scene;
     if (gl.getError() === gl.OUT_OF_MEMORY) throw new RangeError("graphics memory");
+  }
+
+  /** Have the driver compile, which may take it half a second, before there is a scene. */
+  warmUp() {
+    const camera = { worldToCamera: IDENTITY, fx: 1, fy: 1, cx: 0, cy: 0, width: 1, height: 1 };
+    this.setScene({ numPoints: 1, numFrames: 1, coloredFrames: 1, points: new Uint16Array(4),
+      colors: new Uint8Array(4), center: [0, 0, 0], scale: 1, stride: 1, cameras: [camera] });
+    this.drawPoints(0, camera, { fixedSize: 0, relativeSize: 1, unseen: true });
+    const segments = new Segments();
+    segments.add([0, 0, 1], [0, 0, 0], 0, [0, 0, 2], [0, 0, 0], 0);
+    this.drawLines(segments, camera, 1);
+    this.scene = null;
   }
 
   /** Start a picture of width x height on the canvas, or of a picture beside it. */
@@ -160,35 +186,26 @@ export class SceneGL {
     gl.uniform1f(points.u_source_size, spacing);
     gl.uniform1f(points.u_fixed_size, fixedSize);
     gl.uniform1i(points.u_unseen, unseen ? 1 : 0);
-    const first = frame * scene.numPoints;
-    const color = scene.coloredFrames > 1 ? first : 0;
-    const [positions, colors, shown] = this.buffers;
-    attribute(gl, points.a_position, positions, 3, gl.UNSIGNED_SHORT, false, 6, 6 * first);
-    attribute(gl, points.a_color, colors, 3, gl.UNSIGNED_BYTE, true, 3, 3 * color);
-    attribute(gl, points.a_shown, shown, 1, gl.UNSIGNED_BYTE, false, 1, first);
+    attribute(gl, points.a_point, this.frames[frame], gl.UNSIGNED_SHORT);
+    attribute(gl, points.a_color, this.colors[Math.min(frame, scene.coloredFrames - 1)],
+      gl.UNSIGNED_BYTE);
     gl.drawArrays(gl.POINTS, 0, scene.numPoints);
   }
 
-  /** Draw segments: seven numbers a corner, x y z r g b a, and two corners each. */
-  drawLines(corners, camera, widthPx) {
-    if (!corners.length) return;
+  /** Draw Segments, each as wide as asked for. */
+  drawLines(segments, camera, widthPx) {
+    if (!segments.count) return;
     const { gl, lines } = this;
     gl.bindVertexArray(this.lineArrays);
     gl.useProgram(lines.id);
     this.setCamera(lines, camera);
     gl.uniform1f(lines.u_width, widthPx);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.lineBuffer);
-    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(corners), gl.DYNAMIC_DRAW);
-    const parts = [["a_start", 3], ["a_start_color", 4], ["a_end", 3], ["a_end_color", 4]];
-    let offset = 0;
-    for (const [name, size] of parts) {
-      attribute(gl, lines[name], this.lineBuffer, size, gl.FLOAT, false, 56, offset);
-      gl.vertexAttribDivisor(lines[name], 1);
-      offset += 4 * size;
-    }
+    gl.bindTexture(gl.TEXTURE_2D, this.lineTexture);
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA32F, TEXELS_A_ROW, segments.numRows, 0, gl.RGBA,
+      gl.FLOAT, segments.values);
     gl.enable(gl.BLEND);
     gl.blendFuncSeparate(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, corners.length / 14);
+    gl.drawArrays(gl.TRIANGLES, 0, 6 * segments.count);
     gl.disable(gl.BLEND);
   }
 
@@ -226,7 +243,6 @@ export class SceneGL {
   /** Give all graphics memory back, at once. */
   destroy() {
     this.scene = null;
-    this.buffers = [];
     this.gl.getExtension("WEBGL_lose_context")?.loseContext();
   }
 
@@ -265,11 +281,12 @@ export class SceneGL {
   }
 }
 
-function attribute(gl, place, buffer, size, type, normalized, stride, offset) {
-  if (place < 0) return;
+/** Four numbers a point: integers as they are, bytes from 0 to 1. */
+function attribute(gl, place, buffer, kind) {
   gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
   gl.enableVertexAttribArray(place);
-  gl.vertexAttribPointer(place, size, type, normalized, stride, offset);
+  if (kind === gl.UNSIGNED_BYTE) gl.vertexAttribPointer(place, 4, kind, true, 0, 0);
+  else gl.vertexAttribIPointer(place, 4, kind, 0, 0);
 }
 
 function program(gl, vertex, fragment) {

@@ -3,9 +3,10 @@
 // Pictures are drawn when something changed, never in a loop of their own.
 
 import * as math from "./camera_math.js";
-import { pathLines, trailLines } from "./overlays.js";
-import { pointAt } from "./scene_file.js";
+import { addPath, addTrails } from "./overlays.js";
+import { isShown, pointAt } from "./scene_file.js";
 import { SceneGL } from "./scene_gl.js";
+import { Segments } from "./segments.js";
 import { ViewControls } from "./view_controls.js";
 
 export { NoWebGLError } from "./scene_gl.js";
@@ -41,6 +42,9 @@ export class SceneView {
     this.resize.observe(canvas);
     canvas.addEventListener("webglcontextlost", this.lost);
     canvas.addEventListener("webglcontextrestored", this.restored);
+    setTimeout(() => {
+      if (!this.scene && !this.destroyed) this.graphics.warmUp();
+    });
   }
 
   lost = (event) => {
@@ -188,7 +192,7 @@ export class SceneView {
     const { scene, camera } = this;
     let best = null;
     for (let index = 0; index < scene.numPoints; index++) {
-      if (!scene.shown[this.sceneFrame * scene.numPoints + index]) continue;
+      if (!isShown(scene, this.sceneFrame, index)) continue;
       const position = pointAt(scene, this.sceneFrame, index);
       if (!position) continue;
       const seen = math.project(camera, position);
@@ -269,8 +273,10 @@ export class SceneView {
     graphics.begin(camera.width, camera.height, options.holes ? HOLE : BLACK, true);
     graphics.drawPoints(this.sceneFrame, camera, { fixedSize: this.scene.stride,
       relativeSize: 1, unseen: options.unseen });
-    if (options.trails)
-      graphics.drawLines(trailLines(this.scene, this.sceneFrame), camera, LINE_WIDTH_PX);
+    if (!options.trails) return;
+    const trails = new Segments();
+    addTrails(trails, this.scene, this.sceneFrame);
+    graphics.drawLines(trails, camera, LINE_WIDTH_PX);
   }
 
   /** The picture of a camera in its own size, as ImageData. */
@@ -281,12 +287,13 @@ export class SceneView {
 
   lines(camera) {
     const { scene, options } = this;
-    const corners = options.trails ? trailLines(scene, this.sceneFrame) : [];
-    if (!options.frusta) return corners;
+    const segments = new Segments();
+    if (options.trails) addTrails(segments, scene, this.sceneFrame);
+    if (!options.frusta) return segments;
     const size = (scene.sceneScale ?? scene.scale) / 12;
-    const cameras = this.path ?? scene.cameras;
     const eye = math.positionOf(camera.worldToCamera);
-    return corners.concat(pathLines(cameras, this.pathCamera, this.keyframes, size, eye));
+    addPath(segments, this.path ?? scene.cameras, this.pathCamera, this.keyframes, size, eye);
+    return segments;
   }
 
   /** A PNG of what is shown: through a camera in that camera's size, else in the canvas's. */
