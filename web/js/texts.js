@@ -1,6 +1,6 @@
 // What the page says, in the language that the host is set to.
 
-const TEXTS = { en: {}, zh: {} };
+export const TEXTS = { en: {}, zh: {} };
 
 /** Add texts: {en: {key: "... {name} ..."}, zh: {...}}. */
 export function addTexts(texts) {
