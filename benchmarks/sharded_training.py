@@ -172,7 +172,8 @@ class Started:
 
     def __init__(self, command: list[str]) -> None:
         print(" ".join(command), flush=True)
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment)
 
     def check(self) -> None:

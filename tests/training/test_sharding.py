@@ -59,7 +59,9 @@ def alone(tmp_path_factory) -> list[float]:
     output = tmp_path_factory.mktemp("alone")
     launch = [sys.executable, str(SCRIPT), "none", "drawn"]
     arguments = [*TINY.split(), "--accumulation", "2", "--batch-size", "2"]
-    start(launch, arguments, output).wait_or_fail()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # as torchrun does for the ranks
+        start(launch, arguments, output).wait_or_fail()
     return losses(output)
 
 
