@@ -60,7 +60,8 @@ class More4DCameraPreset(io.ComfyNode):
             inputs=[
                 scene_input(),
                 io.Combo.Input("preset", options=list(path_descriptions()), default="orbit-left",
-                               tooltip="The movement. Names with _ (and static) are MoRe4D's own."),
+                               tooltip="The movement. static, surrounding and names with _ "
+                               "are MoRe4D's own."),
                 frames_input(),
                 io.Float.Input("amplitude", default=1.0, min=-10.0, max=10.0, step=0.05,
                                tooltip="Factor on distances and angles; negative mirrors them."),
