@@ -133,13 +133,17 @@ class Reconstruct:
 
     def run(self) -> int:
         """Reconstruct and save."""
+        from ..files import check_folder
         from ..geo4d.pipeline import reconstruct
         from ..geo4d.video import VideoFile
         from ..scene_files import check_scene_name, save_scene
 
         check_scene_name(self.output)
+        check_folder(self.output.parent)
         settings = self.windows.settings()
         video = VideoFile(self.source, max_frames=self.max_frames, frame_step=self.frame_step)
+        if self.source.is_dir():
+            raise IsADirectoryError(21, "a folder", str(self.source))
         if not self.source.is_file():
             raise FileNotFoundError(2, "no such file", str(self.source))
         networks = self._networks()

@@ -1,7 +1,6 @@
 """`render`: a scene, or a photo and its depth, along camera paths."""
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 from ..camera_paths import PathSettings
 from ..camera_paths.edits import CameraPathError
 from ..camera_paths.sources import check_source, path_from, source_label
-from ..files import OutputError
+from ..files import check_folder
 from ..files.videos import check_fps
 from ..rendering import RenderError, RenderMode, RenderSettings
 from ..scene import Cameras, Scene4D
@@ -167,7 +166,7 @@ class Render:
         for name in ("grow_px", "feather_px", "min_area_px"):
             if getattr(self, name) < 0:
                 raise RenderError(f"{name} is {getattr(self, name)}; expected 0 or more pixels.")
-        _check_folder(self.output)
+        check_folder(self.output)
 
     def _scene(self, device: str) -> Scene4D:
         from ..scene_files.formats import SCENE_SUFFIXES, import_scene
@@ -224,12 +223,3 @@ class Render:
         with replacing(path) as temporary:
             contact_sheet(sheet).save(temporary)
         LOGGER.info("Wrote %s.", path)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse, before any work, a folder that cannot be made or written."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise OutputError(f"{there} is a file; expected a folder to write to.")
-    if not os.access(there, os.W_OK):
-        raise OutputError(f"The folder {there} is not writable. Choose another output folder.")

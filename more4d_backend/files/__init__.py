@@ -57,6 +57,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse, before any work, a folder that cannot be made or written.
+
+    Raises:
+        OutputError: see above.
+    """
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"{there} is a file; expected a folder to write to.")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"The folder {there} is not writable. Choose another output folder.")
+
+
 def _mode_of_new_files(path: Path) -> int:
     """Permissions that new files get here. Some writers (safetensors) give them to the owner only.
 

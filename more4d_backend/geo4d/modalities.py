@@ -5,6 +5,7 @@ VAE can code it (Geo4D, section 3). Images are (frame channel height width); geo
 height width 3).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ _LOW_SHARE, _HIGH_SHARE, _MARGIN = 0.02, 0.98, 0.01
 
 
 class ModalityError(ValueError):
-    """A clip that has no image as a modality."""
+    """A clip that has no image as a modality, or settings that cannot work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,11 @@ class ModalitySettings:
 
     limit: float = 1.99
     """Points with any channel beyond this, either way, lie out of the box."""
+
+    def __post_init__(self) -> None:
+        for name in ("sky_tolerance", "limit"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ModalityError(f"{name} is {getattr(self, name)}; expected 0 or more.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

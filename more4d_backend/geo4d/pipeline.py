@@ -27,7 +27,7 @@ from .remapping import scene_of_content, scene_of_source, source_bytes
 from .sampling import DEFAULT_FPS, SamplingSettings, sample_latents
 from .sizes import GEOMETRY_CHANNELS
 from .video import FramedVideo, Video, frame_video
-from .windows import Window, plan_windows
+from .windows import Window, check_stride, plan_windows
 
 _log = logging.getLogger(__name__)
 
@@ -91,10 +91,11 @@ class ReconstructionSettings:
             raise ReconstructionError(
                 f"resolution is {self.resolution!r}; expected one of {known}."
             )
-        if self.windows_per_batch is not None and self.windows_per_batch < 1:
-            raise ReconstructionError(
-                f"windows_per_batch is {self.windows_per_batch}; expected at least 1."
-            )
+        least = {"windows_per_batch": 1, "condition_fps": 1, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ReconstructionError(f"{name} is {value}; expected at least {low}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,8 @@ def reconstruct(
     settings = settings or ReconstructionSettings()
     report = report or _silent
     device, size = networks.device, networks.size
+    stride = max(size.num_frames // 4, 1) if settings.stride is None else settings.stride
+    check_stride(stride, size.num_frames)
     # 1. Every frame at the network's size, and which windows will see it.
     framed = frame_video(
         video,
@@ -144,7 +147,6 @@ def reconstruct(
         device,
         report("read"),
     )
-    stride = max(size.num_frames // 4, 1) if settings.stride is None else settings.stride
     windows = plan_windows(framed.num_frames, stride, size.num_frames)
     _check_memory(windows, framed, settings)
     # 2. Networks: each frame is encoded once, each window sampled and decoded once.

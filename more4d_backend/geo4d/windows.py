@@ -47,12 +47,21 @@ def plan_windows(num_frames: int, stride: int, length: int = 16) -> list[Window]
             f"The video has {num_frames} frames; expected 1 to {MAX_FRAMES}. Take fewer of them "
             "(max_frames, frame_step)."
         )
-    if not 1 <= stride <= length:
-        raise WindowPlanError(
-            f"stride is {stride}; expected 1 to {length}, the frames of a window. 4 gave the best "
-            "published cameras; 8 needs half the time."
-        )
+    check_stride(stride, length)
     last = max(num_frames - length, 0)
     starts = sorted({*range(0, last + 1, stride), last})
     covered = min(num_frames, length)
     return [Window(start=start, num_frames=covered, length=length) for start in starts]
+
+
+def check_stride(stride: int, length: int) -> None:
+    """Refuse a stride that windows of `length` frames cannot have.
+
+    Raises:
+        WindowPlanError: it would leave frames out.
+    """
+    if not 1 <= stride <= length:
+        raise WindowPlanError(
+            f"stride is {stride}; expected 1 to {length}, the frames of a window. A quarter of it "
+            "gave the best published cameras; half of it needs half the time."
+        )

@@ -15,6 +15,7 @@ from more4d_backend.geo4d import pipeline
 from more4d_backend.geo4d.alignment import AlignmentSettings
 from more4d_backend.geo4d.decoding import DecodingError, DecodingSettings, decode_windows
 from more4d_backend.geo4d.framing import plan_framing
+from more4d_backend.geo4d.modalities import ModalityError, ModalitySettings
 from more4d_backend.geo4d.pipeline import (
     ReconstructionError,
     ReconstructionSettings,
@@ -306,12 +307,20 @@ def test_settings_that_cannot_work_are_refused_before_the_networks_run(
     toy_networks, monkeypatch, as_users_run_it
 ):
     monkeypatch.setattr(pipeline, "encode_video", lambda *_: pytest.fail("work has begun"))
-    with pytest.raises(WindowPlanError, match="stride is 5; expected 1 to 4"):
-        reconstruct(clip(5), toy_networks, replace(ONE_STEP, stride=5))
+    with monkeypatch.context() as unread:
+        unread.setattr(pipeline, "frame_video", lambda *_: pytest.fail("the video is read"))
+        with pytest.raises(WindowPlanError, match="stride is 5; expected 1 to 4"):
+            reconstruct(clip(5), toy_networks, replace(ONE_STEP, stride=5))
     with pytest.raises(ReconstructionError, match="resolution is 'huge'"):
         replace(ONE_STEP, resolution="huge")
-    with pytest.raises(ReconstructionError, match="windows_per_batch is 0"):
+    with pytest.raises(ReconstructionError, match="windows_per_batch is 0; expected at least 1"):
         replace(ONE_STEP, windows_per_batch=0)
+    with pytest.raises(ReconstructionError, match="seed is -1; expected at least 0"):
+        replace(ONE_STEP, seed=-1)
+    with pytest.raises(ReconstructionError, match="condition_fps is 0"):
+        replace(ONE_STEP, condition_fps=0)
+    with pytest.raises(ModalityError, match="sky_tolerance is nan"):
+        ModalitySettings(sky_tolerance=math.nan)
     with pytest.raises(DecodingError, match="ray_reduction is 3"):
         DecodingSettings(ray_reduction=3)
     monkeypatch.setattr(pipeline, "free_bytes", lambda _device: 1000)
@@ -337,6 +346,9 @@ def test_a_video_file_becomes_a_scene_file_that_renders(toy_weights, tmp_path):
     (["missing.mp4"], "There is no file missing.mp4"),
     (["a.mp4", "-o", "scene.mp4"], "does not end in .safetensors"),
     (["a.mp4", "--frame-step", "0"], "frame_step is 0"),
+    (["."], ". is a folder; expected a file"),
+    (["a.mp4", "-o", "file/scene.safetensors"], "file is a file; expected a folder"),
+    (["a.mp4", "--seed", "-1"], "seed is -1"),
 ])  # fmt: skip
 def test_the_command_refuses_in_words(arguments, message, toy_weights, tmp_path, monkeypatch,
                                       capsys):  # fmt: skip
@@ -344,6 +356,7 @@ def test_the_command_refuses_in_words(arguments, message, toy_weights, tmp_path,
     from more4d_backend.cli import main
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert main(["reconstruct", *arguments, "--weights", str(toy_weights)]) == 2
     assert message in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ It minimises the paper's four terms. All are absolute (not squared) differences,
 weighs every difference by the inverse of its last value.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from .rotations import cross_matrix, rotation_from_vector
 from .samples import Samples
 from .settings import AlignmentSettings
 from .unknowns import FrameSamples, Unknowns, frame_samples, window_to_camera
+from .window_cameras import focal_range_px
 
 _MAX_LOG_FOCAL_STEP = 0.2
 _WORSE = 1e-4
@@ -71,6 +73,12 @@ class _Problem:
     settings: AlignmentSettings
     layout: Layout
     pivots: Float[Tensor, "window 3"]
+
+    @property
+    def log_focal_range(self) -> tuple[float, float]:
+        """Where predictions that fit nothing may take the focal length."""
+        low, high = focal_range_px(self.samples)
+        return math.log(low), math.log(high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,7 +329,7 @@ def _moved(problem: _Problem, unknowns: Unknowns, step: Tensor, focal: Tensor) -
     scale = unknowns.disparity_scale
     return replace(
         unknowns,
-        log_focal=unknowns.log_focal + focal,
+        log_focal=(unknowns.log_focal + focal).clamp(*problem.log_focal_range),
         world_to_camera=update @ unknowns.world_to_camera,
         window_scale=unknowns.window_scale * growth,
         window_rotation=turn @ unknowns.window_rotation,

@@ -64,6 +64,12 @@ def find_window_cameras(samples: Samples) -> WindowCameras:
     return WindowCameras(focal_px=focal_px, window_to_camera=_orthogonal(pose))
 
 
+def focal_range_px(samples: Samples) -> tuple[float, float]:
+    """Focal lengths that are believed: fields of view of 136 to 6 degrees."""
+    longest = max(samples.height, samples.width)
+    return 0.2 * longest, 10.0 * longest
+
+
 def _focal_and_shift(samples: Samples) -> tuple[float, Float[Tensor, "window"]]:
     """Focal length for all windows, and per window how far camera 0 stands before the box.
 
@@ -93,7 +99,8 @@ def _focal_and_shift(samples: Samples) -> tuple[float, Float[Tensor, "window"]]:
         usable = weights / residual.clamp_min(1e-3)
     longest = max(samples.height, samples.width)
     focal_px = 1 / max(float(inverse_focal), _EPSILON)
-    if not 0.2 * longest < focal_px < 10 * longest:
+    low, high = focal_range_px(samples)
+    if not low < focal_px < high:
         focal_px = _other_focal(samples, longest)
         inverse_focal = points.new_tensor(1 / focal_px)
         # f is given now: what is left is the shift that puts the points on their rays.
@@ -107,7 +114,8 @@ def _focal_and_shift(samples: Samples) -> tuple[float, Float[Tensor, "window"]]:
 def _other_focal(samples: Samples, longest: int) -> float:
     if samples.ray_focal_px is not None:
         focal_px = float(samples.ray_focal_px.median())
-        if 0.2 * longest < focal_px < 10 * longest:
+        low, high = focal_range_px(samples)
+        if low < focal_px < high:
             _log.info("Focal length %.1f px from the ray maps: the points tell none.", focal_px)
             return focal_px
     _log.warning("No focal length can be told from the video; taking a field of view of 58 degrees")

@@ -156,3 +156,16 @@ def test_rays_that_turn_otherwise_are_left_out(moving_view, make_windows, errors
     assert [w.rays_used for w in result.report.windows] == [True, True, False, True]
     assert "ray cameras of window 2 turn differently" in caplog.text
     assert errors_of(result, moving_view).turn_deg < 0.5
+
+
+def test_windows_that_fit_nothing_keep_a_believable_focal_length(moving_view, make_windows):
+    generator = torch.Generator().manual_seed(0)
+    windows = []
+    for window in make_windows(moving_view, Corruption()):
+        points = torch.rand(window.points.shape, generator=generator) - 0.5
+        rays = replace(window.rays, directions=torch.randn(window.rays.directions.shape))
+        windows.append(replace(window, points=points + torch.tensor([0, 0, 0.6]), rays=rays))
+    result = align_windows(windows, moving_view.rgb, 8.0)
+    longest = max(moving_view.rgb.shape[1:3])
+    assert 0.2 * longest <= result.report.focal_px <= 10 * longest * (1 + 1e-9)
+    assert result.depth.isfinite().all()
