@@ -1,8 +1,8 @@
 """Seconds per stage of image -> 4D scene -> video, and whether anything but denoising matters.
 
-    python benchmarks/end_to_end.py                          full size, about 60 GiB; one H200
-    python benchmarks/end_to_end.py --compile-blocks
-    python benchmarks/end_to_end.py --size tiny --device cpu --num-frames 5 --height 64 --width 64
+    python -m benchmarks.end_to_end                          full size, about 60 GiB; one H200
+    python -m benchmarks.end_to_end --compile-blocks
+    python -m benchmarks.end_to_end --size tiny --device cpu --num-frames 5 --height 64 --width 64
 
 Runs what `generate` runs, files included, with random weights of every network: Depth Anything
 (ViT-L), UMT5-XXL, CLIP ViT-H, Wan VAE, motion VAE, 4D-STraG, 4D-ViSM; one photo, one camera path.
@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from jaxtyping import Float
-from memory import empty_networks, fill
 from torch import Tensor
 
+from benchmarks.memory import empty_networks, fill
 from more4d_backend.depth import DepthPrediction, DepthProvider
 from more4d_backend.files import replacing
 from more4d_backend.generation import DepthSource, GenerationSettings, image_to_4d_video

@@ -1,8 +1,8 @@
 """Alignment of 12 windows over 60 frames with moving objects: accuracy, and time against Adam.
 
-    python benchmarks/geo4d_alignment.py                                   80x128 on the CPU
-    python benchmarks/geo4d_alignment.py --device cuda --height 320 --width 512
-    python benchmarks/geo4d_alignment.py --device cuda --height 320 --width 512 --profile
+    python -m benchmarks.geo4d_alignment                                   80x128 on the CPU
+    python -m benchmarks.geo4d_alignment --device cuda --height 320 --width 512
+    python -m benchmarks.geo4d_alignment --device cuda --height 320 --width 512 --profile
 
 Both find the windows on the device. Windows of 16 frames, 4 apart, are what networks of known
 quality would predict of a synthetic scene: each with its own similarity and affine disparity, 2 %

@@ -1,11 +1,11 @@
 """Video to scene with networks of full size and random weights: seconds per frame, all in.
 
-    python benchmarks/geo4d_end_to_end.py                       one GPU: 100 frames of 320x512
-    python benchmarks/geo4d_end_to_end.py --compile             with the networks' blocks compiled
-    python benchmarks/geo4d_end_to_end.py --profile             what each stage goes into: 28 frames
-    python benchmarks/geo4d_end_to_end.py --video FILE          a video instead, whole
-    python benchmarks/geo4d_end_to_end.py --device cpu --size toy --frames 12 --height 48 --width 64
-    python benchmarks/geo4d_end_to_end.py --cameras             what decoding less does to cameras
+    python -m benchmarks.geo4d_end_to_end                       one GPU: 100 frames of 320x512
+    python -m benchmarks.geo4d_end_to_end --compile             with the networks' blocks compiled
+    python -m benchmarks.geo4d_end_to_end --profile             what each stage goes into: 28 frames
+    python -m benchmarks.geo4d_end_to_end --video FILE          a video instead, whole
+    python -m benchmarks.geo4d_end_to_end --device cpu --size toy --frames 12 --height 48 --width 64
+    python -m benchmarks.geo4d_end_to_end --cameras             what decoding less does to cameras
 
 Random weights take the time of trained ones in the networks. What they predict fits nothing,
 though, so the alignment is also timed on predictions of a known scene of the same size: 2 % noise,

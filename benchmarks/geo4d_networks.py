@@ -1,9 +1,9 @@
 """Geo4D's networks at full size with random weights, against themselves without any care for speed.
 
-    python benchmarks/geo4d_networks.py                     one window of 16 frames at 320x512
-    python benchmarks/geo4d_networks.py --compiled          also compiled (minutes more)
-    python benchmarks/geo4d_networks.py --profile           what the time goes into
-    python benchmarks/geo4d_networks.py --size toy --device cpu --height 32 --width 48
+    python -m benchmarks.geo4d_networks                     one window of 16 frames at 320x512
+    python -m benchmarks.geo4d_networks --compiled          also compiled (minutes more)
+    python -m benchmarks.geo4d_networks --profile           what the time goes into
+    python -m benchmarks.geo4d_networks --size toy --device cpu --height 32 --width 48
 
 Variants have the same weights:
 

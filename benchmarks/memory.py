@@ -1,8 +1,8 @@
 """A full 4D-STraG run under memory caps: what each memory mode costs in time.
 
-    python benchmarks/memory.py                                 full size, four modes; one H200
-    python benchmarks/memory.py --modes block-offload           one of them
-    python benchmarks/memory.py --size tiny --device cpu --num-frames 5 --height 64 --width 64
+    python -m benchmarks.memory                                 full size, four modes; one H200
+    python -m benchmarks.memory --modes block-offload           one of them
+    python -m benchmarks.memory --size tiny --device cpu --num-frames 5 --height 64 --width 64
 
 49x368x512, random weights, classifier-free guidance, VAE encoding and motion decoding included.
 Each mode runs in a process of its own, which caps its share of device memory before anything is

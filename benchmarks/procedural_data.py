@@ -1,7 +1,7 @@
 """Samples per minute of procedural training data, by stage.
 
-    python benchmarks/procedural_data.py                        on the GPU, else on the CPU
-    python benchmarks/procedural_data.py --recipe tiny --num-samples 20 --device cpu
+    python -m benchmarks.procedural_data                        on the GPU, else on the CPU
+    python -m benchmarks.procedural_data --recipe tiny --num-samples 20 --device cpu
 
 Aim: 1 000 samples a minute of 25 frames at 192x256 (recipe quick) on one H100 or H200, that is
 60 ms each: two videos, tracks and their visibility. Stages are timed one by one with the device

@@ -1,7 +1,7 @@
 """Speed of rendering: 49 frames of 188 416 points at 512x368 along a 15-degree orbit.
 
-    python benchmarks/render.py --device cuda
-    python benchmarks/render.py --device cpu --threads 2
+    python -m benchmarks.render --device cuda
+    python -m benchmarks.render --device cpu --threads 2
 
 Every ratio compares figures of the same run. The reference's algorithm (one frame at a time:
 unique pixels, nearest depth by index_reduce, mean colour of what is that near) is written anew

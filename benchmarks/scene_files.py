@@ -1,4 +1,4 @@
-"""Time and size of one scene file, against text: `python benchmarks/scene_files.py`.
+"""Time and size of one scene file, against text: `python -m benchmarks.scene_files`.
 
 Writes 49 frames of 368 x 512 tracks (188 416 points), reads them back, and in the same run writes
 one frame of the same points with `numpy.savetxt`, which is how tracks are often kept. The text

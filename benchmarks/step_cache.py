@@ -1,8 +1,8 @@
 """Seconds that step caching and CFG-skip save, and how far they move the final latent.
 
-    python benchmarks/step_cache.py                            full size, about 40 GiB; one H200
-    python benchmarks/step_cache.py --weights strag.safetensors --steps 50    what users will see
-    python benchmarks/step_cache.py --size tiny --device cpu --num-frames 5 --height 64 --width 64
+    python -m benchmarks.step_cache                            full size, about 40 GiB; one H200
+    python -m benchmarks.step_cache --weights strag.safetensors --steps 50    what users will see
+    python -m benchmarks.step_cache --size tiny --device cpu --num-frames 5 --height 64 --width 64
 
 Every variant starts from the same noise and conditions and runs the whole 4D-STraG pipeline up to
 the latent of the motion. The error is the norm of the difference to the latent of the run without
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import RandomText, empty_networks, fill
 from torch import Tensor, nn
 
+from benchmarks.memory import RandomText, empty_networks, fill
 from more4d_backend.files import replacing
 from more4d_backend.geometry import intrinsics_from_focal
 from more4d_backend.scene import Cameras

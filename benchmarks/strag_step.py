@@ -1,10 +1,10 @@
 """One denoising step of 4D-STraG against diffusers' plain Wan of the same size and token count.
 
-    python benchmarks/strag_step.py                      full size, about 40 GiB of device memory
-    python benchmarks/strag_step.py --layers 4           a shorter stack, for tuning
-    python benchmarks/strag_step.py --layers 2 --profile what the time goes into
-    python benchmarks/strag_step.py --variants "guided compiled" "guided compiled joined"
-    python benchmarks/strag_step.py --size tiny --device cpu --latent 4 8 10
+    python -m benchmarks.strag_step                      full size, about 40 GiB of device memory
+    python -m benchmarks.strag_step --layers 4           a shorter stack, for tuning
+    python -m benchmarks.strag_step --layers 2 --profile what the time goes into
+    python -m benchmarks.strag_step --variants "guided compiled" "guided compiled joined"
+    python -m benchmarks.strag_step --size tiny --device cpu --latent 4 8 10
 
 Weights are random; the two halves of classifier-free guidance run as one batch. All variants share
 their weights and take turns, so that a clock that slows down slows all of them.

@@ -1,6 +1,6 @@
 """Does each trainer learn? 200 steps of recipe tiny on the CPU, from a fixed seed.
 
-    python benchmarks/trainers_learn.py [--trainer vism-lora] [--num-steps 200]
+    python -m benchmarks.trainers_learn [--trainer vism-lora] [--num-steps 200]
 
 Prints the loss at fixed noise levels with fixed noise, on samples that are never trained on,
 before and after, and how many trained parameters moved. At most half is wanted. The LoRA starts

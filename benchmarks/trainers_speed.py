@@ -1,6 +1,6 @@
 """Samples per second of each trainer with the data loader on, and the share spent waiting for data.
 
-    python benchmarks/trainers_speed.py [--num-steps 60] [--num-workers 12] [--num-samples 96]
+    python -m benchmarks.trainers_speed [--num-steps 60] [--num-workers 12] [--num-samples 96]
 
 Recipe tiny at its own size and batch, on the GPU where there is one. Samples are written to
 shards first and read like any data set. The first third of the steps is left out (kernels are

@@ -1,7 +1,6 @@
 """The two benchmarks of a whole generation run, at toy size and on the CPU."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +11,14 @@ TOY = ["--size", "tiny", "--device", "cpu", "--num-frames", "5", "--height", "32
 
 def figures(script, tmp_path, *more):
     out = tmp_path / "figures.json"
-    command = [sys.executable, f"benchmarks/{script}", *TOY, *more, "--output", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    command = [sys.executable, "-m", f"benchmarks.{script}", *TOY, *more, "--output", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(out.read_text()), done.stdout
 
 
 def test_every_second_of_a_generation_is_in_some_part(tmp_path):
-    found, table = figures("end_to_end.py", tmp_path, "--steps", "3")
+    found, table = figures("end_to_end", tmp_path, "--steps", "3")
     seconds = found["seconds"]
     assert {"depth", "scene: denoising", "scene: decode", "dolly-zoom: render"} <= set(seconds)
     assert {"scene: encode condition", "dolly-zoom: complete: denoising"} <= set(seconds)
@@ -31,7 +29,7 @@ def test_every_second_of_a_generation_is_in_some_part(tmp_path):
 
 def test_step_caching_leaves_out_calls_and_says_how_far_off_it_ends(tmp_path):
     more = ["--steps", "4", "--thresholds", "0.0001", "0.9"]
-    found, table = figures("step_cache.py", tmp_path, *more)
+    found, table = figures("step_cache", tmp_path, *more)
     plain, skipped, strict, loose = found["variants"]
     assert plain["full_calls"] == 4
     assert plain["relative_error"] == 0
