@@ -94,9 +94,12 @@ def _no_space(path: Path) -> OutputError:
 
 
 def _says_full(error: Exception) -> bool:
-    # Rust's errors keep the number only in their text.
     number = error.errno if isinstance(error, OSError) else None
-    return number in _FULL or any(f"(os error {full})" in str(error) for full in _FULL_IN_TEXT)
+    if number in _FULL:
+        return True
+    # Rust's errors keep the number only in their text, in one form or (safetensors 0.4) another.
+    forms = [form for full in _FULL_IN_TEXT for form in (f"(os error {full})", f"code: {full},")]
+    return any(form in str(error) for form in forms)
 
 
 @contextmanager
