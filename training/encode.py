@@ -6,7 +6,7 @@
 
 The recipe and its settings are those of the trainer, which is then given the same `data.encoded`.
 Every sample is encoded once, with `run.batch_size` at a time, until all are or `run.minutes` are
-over. Holes for 4D-ViSM are drawn from `run.seed`.
+over; a last batch that is not full is left out. Holes for 4D-ViSM are drawn from `run.seed`.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Encoded samples: what the frozen networks make of a data set, computed once and kept.
 
-    python -m training.encode strag own --data.train D/train --encode.output D/encoded/strag
+    python -m training.encode strag own --data.train D/train --data.encoded D/encoded/strag
     python -m training.train_strag own --data.encoded D/encoded/strag
 
 A folder holds files of some hundred samples each. A sample is a row of every tensor (float16, or
