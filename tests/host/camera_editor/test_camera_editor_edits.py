@@ -148,9 +148,9 @@ def test_the_keyboard_edits_and_undoes_without_the_host(page, load_editor):
 def test_marks_are_dragged_in_one_step_and_past_each_other(page, load_editor):
     editor = load_editor(keyframes=json.dumps(_GIVEN))
     editor.run()
+    editor["mark"].first.hover()  # waits until nothing moves on its own
     track = editor["track"].bounding_box()
     mouse = editor.tab.mouse
-    mouse.move(track["x"], track["y"] + 8)
     mouse.down()
     for part in (0.2, 0.5, 0.75):
         mouse.move(track["x"] + part * track["width"], track["y"] + 8)

@@ -100,9 +100,10 @@ def test_in_a_subgraph_it_edits_shows_and_runs(page, load_editor, shot):
     tab = editor.tab
     tab.evaluate(
         """() => { const node = app.graph._nodes.find(n => n.more4dEditor);
-        const { subgraph } = app.graph.convertToSubgraph(new Set([node]));
-        app.canvas.openSubgraph(subgraph); }"""
+        window.inside = app.graph.convertToSubgraph(new Set([node])).subgraph; }"""
     )
+    tab.wait_for_timeout(500)  # the page draws the graph without the node, as it would for a user
+    tab.evaluate("() => app.canvas.openSubgraph(window.inside)")
     tab.wait_for_function("() => app.canvas.graph._nodes.some(n => n.more4dEditor)")
     editor.node = "app.canvas.graph._nodes.find(n => n.more4dEditor)"
     page.show_all()
