@@ -32,7 +32,8 @@ def weights_folder(source: str | os.PathLike[str], *, download: bool) -> Path:
     except (OSError, ValueError) as e:  # not in the cache, no connection; no such repository name
         raise DepthProviderError(
             f"{source} is no folder, and not in the local Hugging Face cache either. Fetch it "
-            f"once (hf download {source}), or allow the download. The library says: {e}"
+            f"once (hf download {source}), or allow the download (--allow-download on the command "
+            f"line). The library says: {e}"
         ) from e
     return Path(folder)
 
