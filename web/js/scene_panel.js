@@ -25,7 +25,8 @@ export class ScenePanel {
     this.makeHelp([...HELP, ...help]);
     this.view = this.places = this.shownPlace = null;
     addStyle("scene_panel");
-    this.element = make("div", { className: "more4d-panel" }, {},
+    // In Nodes 2.0 the graph takes the wheel, except from what says so and has the focus.
+    this.element = make("div", { className: "more4d-panel" }, { "data-capture-wheel": "true" },
       [this.makeStage(), this.makeTimeline(), this.makeTools(), ...(extra ? [extra] : []), this.help]);
     this.element.addEventListener("keydown", (event) => {
       keepKeys(event);

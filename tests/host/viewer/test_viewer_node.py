@@ -80,6 +80,52 @@ def test_its_button_runs_only_what_it_needs(page, load):
     assert not page.ours()
 
 
+def test_mouse_and_keys_in_the_view_do_not_reach_the_graph(page, load):
+    tab = load()
+    tab.click(".more4d-note button")
+    wait_for_scenes(tab)
+    graph = """() => { const { scale, offset } = app.canvas.ds; const nodes = app.graph._nodes;
+        return JSON.stringify([scale, [...offset], nodes.map(n => [...n.pos, ...n.size])]) }"""
+    pose = f"() => [...({_PANELS})[0].view.pickCamera().worldToCamera]"
+    box = tab.locator(".more4d-panel canvas").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    poses, before = [tab.evaluate(pose)], tab.evaluate(graph)
+    tab.mouse.move(x, y)
+    tab.mouse.down()
+    tab.mouse.move(x + 40, y + 20, steps=4)
+    tab.mouse.up()
+    poses.append(tab.evaluate(pose))
+    tab.mouse.wheel(0, -120)
+    tab.wait_for_timeout(300)
+    poses.append(tab.evaluate(pose))
+    tab.keyboard.press("ArrowLeft", delay=200)
+    poses.append(tab.evaluate(pose))
+    tab.keyboard.press("Delete")
+    tab.keyboard.press("Backspace")
+    assert all(a != b for a, b in pairwise(poses))
+    assert tab.evaluate(graph) == before
+    assert not page.ours()
+
+
+def test_every_control_is_reached_by_the_tab_key(page, load):
+    tab = load()
+    tab.click(".more4d-note button")
+    wait_for_scenes(tab)
+    tab.focus(".more4d-panel canvas")
+    reached = []
+    for _ in range(15):
+        tab.keyboard.press("Tab")
+        reached.append(
+            tab.evaluate(
+                """() => { const { dataset, tagName, type } = document.activeElement;
+                return dataset.option ?? dataset.action ?? type ?? tagName }"""
+            )
+        )
+    wanted = ["full", "reset", "screenshot", "wide", "help", "play", "range", "select-one"]
+    wanted += ["through", "frusta", "trails", "unseen", "holes", "range"]
+    assert reached[: len(wanted)] == wanted
+
+
 def test_several_viewers_show_their_own_frames(page, load, shown):
     tab = load(3)
     run(tab)
