@@ -45,7 +45,7 @@ class ShardedWeights:
     shapes: dict[str, list[int]]
     """Of every tensor."""
 
-    export: Export
+    exports: list[Export]
     """How they are written for use."""
 
     def write(self, folder: Path) -> None:
@@ -62,7 +62,8 @@ class ShardedWeights:
         """
         try:
             values: dict[str, Any] = json.loads((folder / WEIGHTS).read_text(encoding="utf-8"))
-            return cls(**{**values, "export": Export(**values["export"])})
+            exports = [Export(**export) for export in values.pop("exports")]
+            return cls(**values, exports=exports)
         except FileNotFoundError as e:
             raise CheckpointError(
                 f"{folder} holds no fragments: {WEIGHTS} is not there. A run that is not sharded "
@@ -100,10 +101,13 @@ def gather_fragments(
     if averaged and not about.averaged:
         raise CheckpointError(f"{folder} has no running mean. Use --no-averaged.")
     use_mean = about.averaged if averaged is None else averaged
-    path = output or folder.parent / about.export.file
+    first, *others = about.exports
+    path = output or folder.parent / first.file
     tensors = dict(joined(folder, about, averaged=use_mean))
     _log.info("%s: %d tensors of %d ranks", folder, len(tensors), about.num_ranks)
-    about.export.write(tensors, path)
+    first.write(tensors, path)
+    for export in others:
+        export.write(tensors, path.with_name(export.file))
     return path
 
 

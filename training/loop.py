@@ -138,7 +138,7 @@ class TrainingRun:
             optimizer=self.optimizer,
             names=self._names,
             average=self.average,
-            export=objective.export if isinstance(objective, Objective) else None,
+            exports=objective.exports if isinstance(objective, Objective) else (),
         )
         self._resume()
         if self.is_main:
@@ -255,14 +255,14 @@ class TrainingRun:
 
         Sharded ones are gathered from the checkpoint of the last step.
         """
-        export = self.state.export
-        assert export is not None
-        path = self.output / export.file
+        exports = self.state.exports
+        path = self.output / exports[0].file
         if self.is_main and self.is_sharded:
             gather_fragments(self.checkpoints.path(self.step), path)
         elif self.is_main:
             with self.averaged():
-                export.write(self.module.state_dict(), path)
+                for export in exports:
+                    export.write(self.module.state_dict(), self.output / export.file)
         self.accelerator.wait_for_everyone()
         return path
 

@@ -17,10 +17,10 @@ class Objective(nn.Module):
     else is given as `inside` (generating samples, for one).
     """
 
-    def __init__(self, export: Export) -> None:
-        """Take how the network is written for use."""
+    def __init__(self, *exports: Export) -> None:
+        """Take how the network is written for use: one file, or several."""
         super().__init__()
-        self.export = export
+        self.exports = exports
         self.autocast_to: torch.dtype | None = None
 
     def forward(self, *args: Any, inside: Callable[[], Any] | None = None, **kwargs: Any) -> Any:

@@ -5,6 +5,7 @@ Unsharded, everything is in files of tensors. Sharded, the engine writes its own
 their running mean, which `training.gather` joins without the engine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ class RunState:
     average: ParameterAverage | None
     """The running mean, if the recipe has one."""
 
-    export: Export | None
+    exports: Sequence[Export]
     """How the weights are written for use; needed where they are sharded."""
 
     @property
@@ -81,8 +82,8 @@ class RunState:
     def save_weights(self, folder: Path) -> None:
         """Write only the weights of a sharded run, for `training.gather`."""
         assert self.engine is not None
-        assert self.export is not None, "A sharded run needs an Objective, which says what to write"
-        frozen = self.export.writes_frozen
+        assert self.exports, "A sharded run needs an Objective, which says what to write"
+        frozen = any(export.writes_frozen for export in self.exports)
         rank = self.accelerator.process_index
         save_fragments(folder, self.fragments, self.module, rank=rank, frozen=frozen)
         shapes = shapes_of(self.module, frozen=frozen)
@@ -93,7 +94,7 @@ class RunState:
                 averaged=self.average is not None,
                 averaged_updates=self.average.num_updates if self.average else 0,
                 shapes=shapes,
-                export=self.export,
+                exports=list(self.exports),
             ).write(folder)
 
     def load(self, folder: Path) -> None:

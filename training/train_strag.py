@@ -29,7 +29,7 @@ from .blocks import set_blocks_up
 from .command_line import parse_config
 from .conditions import FrozenEncoders, dropped, dropped_captions
 from .encoded import EncodedBatch, EncodedSamples
-from .export import Export, export_weights
+from .export import Export
 from .loader import TrainingLoader
 from .loop import TrainingRun
 from .losses import (
@@ -92,16 +92,20 @@ class StragObjective(Objective):
         text_encoder: ByteTextModel | None = None,
     ) -> None:
         """Take the transformer, and a text encoder that learns with it."""
-        profile = networks.strag_profile(config)
-        super().__init__(
+        profile, dtype = networks.strag_profile(config), EXPORT_DTYPES[config.run.export_precision]
+        exports = [
             Export(
                 kind=WeightKind.STRAG.value,
                 prefix="transformer.",
                 file="strag.safetensors",
-                dtype=EXPORT_DTYPES[config.run.export_precision],
+                dtype=dtype,
                 profile=profile.name,
             )
-        )
+        ]
+        if text_encoder is not None:
+            kind, file = WeightKind.BYTE_TEXT.value, "text_encoder.safetensors"
+            exports += [Export(kind=kind, prefix="text_encoder.", file=file, dtype=dtype)]
+        super().__init__(*exports)
         self.transformer = transformer
         self.text_encoder = text_encoder
         self.unguided_frame = profile.unguided_frame
@@ -287,11 +291,6 @@ def train(config: StragConfig) -> Path:
 
     # 5. The weights.
     path = run.write_weights()
-    if run.is_main and (text := given.learned_text) is not None:
-        with run.averaged():
-            file = run.output / "text_encoder.safetensors"
-            dtype = getattr(torch, EXPORT_DTYPES[config.run.export_precision])
-            export_weights(text.state_dict(), WeightKind.BYTE_TEXT, file, dtype=dtype)
     run.close()
     return path
 

@@ -131,7 +131,7 @@ def test_what_was_split_is_not_resumed_whole(fragments, tmp_path):
         optimizer=None,
         names=[],
         average=None,
-        export=None,
+        exports=(),
     )
     with pytest.raises(CheckpointError, match="was written by a run split over ranks"):
         state.load(fragments[0])
@@ -160,7 +160,7 @@ def fragments(tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
         engine="zero3",
         averaged=True,
         shapes={name: list(tensor.shape) for name, tensor in whole.items()},
-        export=export,
+        exports=[export],
     ).write(folder)
     return folder, whole
 
