@@ -218,6 +218,8 @@ def test_keys_fly_look_and_step_but_only_inside_the_view(panel, put, small_scene
     assert tab.is_visible(".more4d-through")
     tab.keyboard.press("Escape")
     assert not tab.is_visible(".more4d-through")
+    tab.keyboard.press("Delete")  # would remove the node, and r would ask for a reload
+    tab.keyboard.press("r")
     assert tab.evaluate("() => window.outside") == []
     tab.keyboard.press("Control+Enter")
     assert "Enter" in tab.evaluate("() => window.outside")
