@@ -2,7 +2,7 @@
 
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -135,6 +135,7 @@ class Reconstruct:
         """Reconstruct and save."""
         from ..files import check_folder
         from ..geo4d.pipeline import reconstruct
+        from ..geo4d.speed import compilation_told
         from ..geo4d.video import VideoFile
         from ..scene_files import check_scene_name, save_scene
 
@@ -148,7 +149,7 @@ class Reconstruct:
             raise FileNotFoundError(2, "no such file", str(self.source))
         networks = self._networks()
         stages = _Stages()
-        with stages:
+        with stages, compilation_told() if self.compile_blocks else nullcontext():
             result = reconstruct(video, networks, settings, report=stages.begin)
         save_scene(self.output, result.scene)
         print_table("time", ["stage", "seconds"], stages.rows())

@@ -148,7 +148,7 @@ def reconstruct(
         report("read"),
     )
     windows = plan_windows(framed.num_frames, stride, size.num_frames)
-    _check_memory(windows, framed, settings)
+    _check_memory(windows, framed, settings, networks)
     # 2. Networks: each frame is encoded once, each window sampled and decoded once.
     video_latents = encode_video(networks, framed, report("encode"))
     latents = sample_windows(networks, video_latents, windows, settings, report("sample"))
@@ -261,7 +261,10 @@ def _windows_at_once(length: int, latent_hw: tuple[int, int]) -> int:
 
 
 def _check_memory(
-    windows: Sequence[Window], framed: FramedVideo, settings: ReconstructionSettings
+    windows: Sequence[Window],
+    framed: FramedVideo,
+    settings: ReconstructionSettings,
+    networks: Geo4DNetworks,
 ) -> None:
     """Refuse, before the networks run, what would not fit the host's memory."""
     free = free_bytes(torch.device("cpu"))
@@ -270,6 +273,14 @@ def _check_memory(
         raise ReconstructionError(
             f"{len(windows)} windows take {_gib(held)} of memory and {_gib(free)} are free. Use a "
             "larger stride, a smaller network size, or fewer frames (frame_step, max_frames)."
+        )
+    work = work_bytes(networks, framed.framing.network_hw)
+    # A GPU says when it is full; a host ends the process.
+    if networks.device.type == "cpu" and work > free:
+        height, width = framed.framing.network_hw
+        raise ReconstructionError(
+            f"A window of {height} x {width} takes about {_gib(work)} of memory and {_gib(free)} "
+            "are free. Use a smaller network size (network_hw)."
         )
     scene = source_bytes(framed.num_frames, framed.framing.source_hw)
     if settings.resolution == "source" and scene > free:

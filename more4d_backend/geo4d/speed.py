@@ -1,6 +1,8 @@
 """Optional compilation of the networks."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,6 +16,29 @@ _log = logging.getLogger(__name__)
 _BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer, *VAE_BLOCKS)
 _MOST_GRAPHS = 64
 """Of one kind of block: full-size networks have 15 sizes of it, for each number of windows."""
+
+
+class CompilationError(ValueError):
+    """torch could not compile the networks."""
+
+
+@contextmanager
+def compilation_told() -> Iterator[None]:
+    """Say in one sentence what is wrong where compiling fails; torch takes a thousand lines.
+
+    Raises:
+        CompilationError: from torch's own error.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+    try:
+        yield
+    except TorchDynamoException as e:
+        said = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise CompilationError(
+            f"The networks cannot be compiled here ({said.strip()}). Go on without compiling, or "
+            "install what torch needs for it: a C++ compiler and, for GPUs, triton."
+        ) from e
 
 
 def compile_networks(networks: Geo4DNetworks, *, backend: str = "inductor") -> None:

@@ -25,6 +25,7 @@ from more4d_backend.geo4d.pipeline import (
 )
 from more4d_backend.geo4d.predictions import WindowError
 from more4d_backend.geo4d.sampling import SamplingError, SamplingSettings
+from more4d_backend.geo4d.speed import CompilationError, compilation_told
 from more4d_backend.geo4d.video import PictureVideo, VideoFile, frame_video
 from more4d_backend.geo4d.windows import WindowPlanError, plan_windows
 from more4d_backend.geometry import pixel_centers, project, transform_points
@@ -326,6 +327,9 @@ def test_settings_that_cannot_work_are_refused_before_the_networks_run(
     monkeypatch.setattr(pipeline, "free_bytes", lambda _device: 1000)
     with pytest.raises(ReconstructionError, match="larger stride"):
         reconstruct(clip(5), toy_networks, ONE_STEP)
+    monkeypatch.setattr(pipeline, "free_bytes", lambda _device: 2_000_000)
+    with pytest.raises(ReconstructionError, match=r"A window of 48 x 64 takes.*smaller network"):
+        reconstruct(clip(5), toy_networks, ONE_STEP)
 
 
 def test_a_video_file_becomes_a_scene_file_that_renders(toy_weights, tmp_path):
@@ -359,6 +363,19 @@ def test_the_command_refuses_in_words(arguments, message, toy_weights, tmp_path,
     (tmp_path / "file").touch()
     assert main(["reconstruct", *arguments, "--weights", str(toy_weights)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_where_the_networks_cannot_be_compiled_one_sentence_says_so():
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fail():
+        raise TorchDynamoException("\nC++ compile error\nand a thousand lines")
+
+    with (
+        pytest.raises(CompilationError, match=r"here \(C\+\+ compile error\)\. Go on without"),
+        compilation_told(),
+    ):
+        fail()
 
 
 def test_the_real_video_goes_through_the_whole_path(toy_networks, tmp_path):
