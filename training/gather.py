@@ -1,7 +1,7 @@
 """The weights of a sharded checkpoint as one file, under original names, for the pipelines.
 
     python -m training.gather runs/strag/checkpoint-00002000
-    python -m training.gather runs/strag/checkpoint-00002000 --output s.safetensors --no-averaged
+    python -m training.gather runs/strag/checkpoint-00002000 --output s.safetensors --last
 
 Needs neither a GPU nor the engine that trained: memory for the weights once, in float32.
 """
@@ -99,7 +99,7 @@ def gather_fragments(
     """
     about = ShardedWeights.read(folder)
     if averaged and not about.averaged:
-        raise CheckpointError(f"{folder} has no running mean. Use --no-averaged.")
+        raise CheckpointError(f"{folder} has no running mean. Take the last parameters.")
     use_mean = about.averaged if averaged is None else averaged
     first, *others = about.exports
     path = output or folder.parent / first.file
@@ -142,15 +142,15 @@ def _opened(path: Path) -> Any:
         raise CheckpointError(f"{path} is missing or damaged: {e}") from e
 
 
-def main(checkpoint: Path, /, *, output: Path | None = None, averaged: bool | None = None) -> int:
+def main(checkpoint: Path, /, *, output: Path | None = None, last: bool = False) -> int:
     """Join the fragments of a sharded checkpoint into one file for the pipelines and ComfyUI.
 
     Args:
         checkpoint: folder `checkpoint-<step>` of a sharded run.
         output: file to write; by default beside the checkpoint, under the trainer's name for it.
-        averaged: take the running mean; by default if there is one.
+        last: take the last parameters, also where there is a running mean of them.
     """
-    print(gather(checkpoint, output, averaged=averaged))
+    print(gather(checkpoint, output, averaged=False if last else None))
     return 0
 
 

@@ -176,6 +176,17 @@ def test_fragments_are_joined_without_their_padding(fragments, monkeypatch):
     assert torch.equal(written["net.b"], whole["net.b"])
 
 
+def test_what_a_trainer_writes_besides_lies_beside_the_first_file(fragments, tmp_path, monkeypatch):
+    folder, _ = fragments
+    about = ShardedWeights.read(folder)
+    second = replace(about.exports[0], prefix="text.", file="text.safetensors")
+    replace(about, exports=[*about.exports, second]).write(folder)
+    written = []
+    monkeypatch.setattr(Export, "write", lambda self, _, path: written.append((self.prefix, path)))
+    path = gather_fragments(folder, tmp_path / "mine.safetensors")
+    assert written == [("net.", path), ("text.", tmp_path / "text.safetensors")]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
