@@ -4,6 +4,7 @@ A stage is reused when its settings, its input files and its weights have the sa
 its outputs were written, and the outputs are still what was written.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -28,6 +29,8 @@ RUN_FILE = "run.json"
 _LOCK_FILE = ".run.lock"
 _FORMAT = "more4d-run"
 _LIMIT_BYTES = 64 * 2**20
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What some network file systems answer to a lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,9 +191,11 @@ def only_run_in(folder: Path) -> Iterator[None]:
         try:
             _lock(file)
         except OSError as e:
-            raise OutputError(
-                f"Another run is writing to {folder}. Wait for it, or choose another folder."
-            ) from e
+            if e.errno not in _NO_LOCKS:
+                raise OutputError(
+                    f"Another run is writing to {folder}. Wait for it, or choose another folder."
+                ) from e
+            _log.warning("The disk of %s has no locks: start no second run in it.", folder)
         yield
 
 

@@ -1,5 +1,6 @@
 """`python -m more4d_backend generate` from a photo to completed videos, with toy weight files."""
 
+import errno
 import hashlib
 import json
 
@@ -157,6 +158,16 @@ def test_two_runs_into_one_folder_do_not_mix(photo, options, tmp_path, caplog):
     assert "Another run is writing" in caplog.text
     assert not (out / "run.json").exists()
     assert main(command) == 0
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSYS, errno.ENOLCK])
+def test_a_disk_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, caplog, reason):
+    def refuse(_):
+        raise OSError(reason, "no locks here")
+
+    monkeypatch.setattr("more4d_backend.generation.run_record._lock", refuse)
+    with only_run_in(tmp_path):
+        assert "start no second run" in caplog.text
 
 
 def test_a_full_device_is_told_with_what_was_free_before_its_networks_left(
