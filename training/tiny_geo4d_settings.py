@@ -79,7 +79,7 @@ class TinyGeo4DTraining:
     unet_windows: int = 64
     """Windows of one update of the UNet."""
 
-    learning_rate: float = 1.2e-3
+    learning_rate: float = 1.5e-3
     """At its highest."""
 
     points_share: float = 0.05

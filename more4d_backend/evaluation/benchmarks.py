@@ -134,8 +134,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 """Name on the command line -> benchmark."""
 
-SHOWN_ALIGNMENTS: tuple[Alignment, ...] = ("absolute-scale-shift", "absolute-scale")
-"""Depth is told with scale and shift, as published, and with scale alone."""
+SHOWN_ALIGNMENTS: tuple[Alignment, ...] = ("absolute-scale-shift", "scale-shift", "absolute-scale")
+"""Depth is told with scale and shift, as published; with those that make relative errors least,
+for which what is near counts as much as what is far; and with scale alone."""
 
 
 def depth_title(benchmark: Benchmark, alignment: Alignment) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from more4d_backend.evaluation.benchmarks import (
     BENCHMARKS,
+    SHOWN_ALIGNMENTS,
     camera_title,
     confidence_title,
     depth_title,
@@ -45,7 +46,7 @@ def test_a_true_scene_in_another_unit_has_no_errors(sintel, scene, tmp_path):
     for name in SINTEL.depth_videos:
         save_scene(tmp_path / "scenes" / f"{name}.safetensors", rescaled(scene))
     reports = evaluate_benchmark(SINTEL, sintel, tmp_path / "scenes")
-    for alignment in ("absolute-scale-shift", "absolute-scale"):
+    for alignment in SHOWN_ALIGNMENTS:
         depth = report_of(reports, depth_title(SINTEL, alignment))
         assert [row.name for row in depth.rows] == ["alley_1", "alley_2"]
         assert depth.mean("AbsRel") == pytest.approx(0, abs=2e-3)  # depth is stored in half

@@ -24,8 +24,8 @@ from training.procedural_clips import ClipSettings
 pytest.importorskip("evo", reason='pose errors need evo: pip install "more4d[evaluation]"')
 
 GOOD = Numbers(
-    rotation_of_still=0.2, ate_of_line=0.4, within=0.9, constant_within=0.4, abs_rel=0.1,
-    errors_by_sigma=(0.01, 0.02, 0.03, 0.05, 0.2),
+    rotation_of_still=0.2, ate_of_line=0.4, within=0.9, within_relative=0.95,
+    constant_within=0.4, abs_rel=0.1, errors_by_sigma=(0.01, 0.02, 0.03, 0.05, 0.2),
 )  # fmt: skip
 
 
@@ -88,8 +88,11 @@ def test_true_scenes_reach_everything(evaluation, monkeypatch, tmp_path):
     assert found.rotation_of_still < 0.01
     assert found.ate_of_line < 0.01
     assert found.within > 0.95
+    assert found.within_relative > 0.95
     assert found.constant_within < 0.8
-    assert all("; reached" in line for line in found.lines() if "constant" not in line)
+    aims = [line for line in found.lines() if "aim" in line and "constant" not in line]
+    assert len(aims) == 4
+    assert all("; reached" in line for line in aims)
 
 
 def test_videos_turn_as_much_as_is_said_and_are_held_out(evaluation):
