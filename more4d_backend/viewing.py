@@ -3,11 +3,13 @@
 Needs the extra [view]. Every frame is shown, the last one too.
 """
 
+import io
 import logging
 import math
 import os
 import threading
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,7 @@ _log = logging.getLogger(__name__)
 RECORDING_SUFFIX = ".viser"
 
 _SERVER_TICK_S = 1 / 60
+_LAST_PORT = 65535
 
 _CAMERA_COLOR = (40, 110, 200)
 _VIEW_BEHIND, _VIEW_ABOVE = 0.6, 0.3
@@ -68,6 +71,8 @@ class ViewSettings:
             raise ViewError(f"hide_percent is {self.hide_percent}; expected 0 to less than 100.")
         if self.point_size is not None and not self.point_size > 0:
             raise ViewError(f"point_size is {self.point_size}; expected a positive number.")
+        if not 1 <= self.port <= _LAST_PORT:
+            raise ViewError(f"port is {self.port}; expected 1 to {_LAST_PORT}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +245,7 @@ def record_scene(
             recording.insert_sleep(1 / scene.fps)
         data = recording.serialize()
     finally:
-        server.stop()
+        _stop(server)
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -276,7 +281,7 @@ def view_scene(
             ready(f"http://{settings.host}:{server.get_port()}")
         player.run(stop)
     finally:
-        server.stop()
+        _stop(server)
 
 
 class _Player:
@@ -321,7 +326,13 @@ def _server(settings: ViewSettings) -> "ViserServer":
         import viser
     except ImportError as e:
         raise ImportError(f'Viewing scenes needs viser: pip install "more4d[view]" ({e}).') from e
-    return viser.ViserServer(host=settings.host, port=settings.port, verbose=False)
+    with redirect_stdout(io.StringIO()):  # its banner: `view` says the address itself
+        return viser.ViserServer(host=settings.host, port=settings.port, verbose=False)
+
+
+def _stop(server: "ViserServer") -> None:
+    with redirect_stdout(io.StringIO()):
+        server.stop()
 
 
 def _bytes(colors: Float[Tensor, "*axes 3"]) -> UInt8[np.ndarray, "*axes 3"]:

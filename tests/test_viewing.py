@@ -178,6 +178,7 @@ def test_a_scene_without_a_single_point_can_be_viewed(server, point_maps_scene):
         ({"max_points": 0}, "max_points is 0"),
         ({"point_size": 0.0}, "point_size is 0"),
         ({"point_size": float("nan")}, "point_size is nan"),
+        ({"port": 99999}, "port is 99999; expected 1 to 65535"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(bad, message):
