@@ -48,6 +48,8 @@ def memory_advice(settings: RunSettings, *, sharded: bool) -> str:
         advice.append("set run.precision to bf16 (activations halve)")
     if not settings.gradient_checkpointing:
         advice.append("turn run.gradient_checkpointing on (a third slower, far less memory)")
+    elif settings.kept_blocks > 0:
+        advice.append(f"lower run.kept_blocks from {settings.kept_blocks} (slower)")
     if settings.batch_size > 1:
         advice.append(
             f"lower run.batch_size from {settings.batch_size} to {settings.batch_size // 2} and "
@@ -59,6 +61,11 @@ def memory_advice(settings: RunSettings, *, sharded: bool) -> str:
             "split parameters and optimiser over several GPUs with `accelerate launch "
             "--config_file training/launch/fsdp.yaml` (16 bytes per trained parameter are "
             "divided by their number)"
+        )
+    else:
+        advice.append(
+            "split over more GPUs, or launch with training/launch/fsdp_offload.yaml, which keeps "
+            "parameters and optimiser in main memory (slow)"
         )
     if settings.ema_decay is not None:
         advice.append("set run.ema_decay to None (4 bytes per trained parameter)")

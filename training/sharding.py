@@ -50,7 +50,8 @@ def check_launch() -> None:
     if use_deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise SettingsError(
             "The launch configuration asks for DeepSpeed, which is not installed: "
-            "pip install deepspeed. Or launch with training/launch/fsdp.yaml, which needs nothing."
+            'pip install "deepspeed>=0.19". Or launch with training/launch/fsdp.yaml, which needs '
+            "nothing."
         )
     if use_fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
         raise SettingsError(

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,9 +247,13 @@ def test_no_memory_says_what_to_change(stand_in, data, tmp_path):
 
 def test_advice_names_only_what_is_left_to_change():
     settings = RunSettings(output=Path("x"), num_steps=1, batch_size=1)
-    assert "data.size" in memory_advice(settings, sharded=True)
-    for word in ("batch_size", "gradient_checkpointing", "fsdp", "ema_decay", "precision"):
-        assert word not in memory_advice(settings, sharded=True)
+    advice = memory_advice(settings, sharded=True)
+    assert "data.size" in advice
+    assert "fsdp_offload.yaml" in advice
+    for word in ("batch_size", "checkpointing", "kept", "fsdp.yaml", "ema_decay", "precision"):
+        assert word not in advice
+    kept = replace(settings, kept_blocks=0.3)
+    assert "lower run.kept_blocks from 0.3" in memory_advice(kept, sharded=True)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(stand_in, data, tmp_path, monkeypatch):

@@ -244,7 +244,7 @@ def test_deepspeed_that_is_not_installed_has_its_pip_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(SettingsError, match="pip install deepspeed"):
+    with pytest.raises(SettingsError, match=r"pip install \"deepspeed>=0\.19\""):
         check_launch()
 
 
