@@ -68,8 +68,8 @@ class ClipPool:
     ) -> Float[Tensor, "count 3 frame height width"]:
         """Cut clips out around pixels that move, mirrored at random along every axis.
 
-        A clip begins with the still frame 0 and takes every first, second or third frame, as many
-        as there are. To turn the sign of a motion along one axis makes another motion.
+        A clip begins with the still frame 0 and takes every n-th frame, for any n for which there
+        are enough. To turn the sign of a motion along one axis makes another motion.
         """
         chosen = self._integers(0, len(self.motion), count, generator)
         moves = self.motion[chosen, :, -1].abs().amax(1).maximum(
@@ -77,7 +77,7 @@ class ClipPool:
         ).flatten(1) > MOVES  # fmt: skip
         centers = torch.multinomial(moves.float() + _STILL, 1, generator=generator)[:, 0]
         longest = max(1, (self.motion.shape[2] - 1) // max(1, size.num_frames - 1))
-        strides = self._integers(1, min(3, longest) + 1, count, generator)
+        strides = self._integers(1, longest + 1, count, generator)
         last = [stride * (size.num_frames - 1) + 1 for stride in strides]
         spans = [slice(0, end, stride) for end, stride in zip(last, strides, strict=True)]
         crops = self._cut(self.motion, chosen, centers, spans, size, generator)
@@ -91,7 +91,12 @@ class ClipPool:
         """Cut clips in [-1, 1] out of what 4D-STraG and 4D-ViSM have encoded.
 
         A quarter is depth that stands still, a quarter images that do, and the rest videos.
+
+        Raises:
+            ValueError: fewer than three clips would not hold one of each.
         """
+        if count < 3:
+            raise ValueError(f"count is {count}; expected 3 or more, one of each kind.")
         quarter = max(1, count // 4)
         still = [slice(0, 1)] * quarter
         depth = self._places(self.depth_picture, still, size, generator)

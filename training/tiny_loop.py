@@ -83,6 +83,11 @@ class TinyTraining:
     """Of the running mean of the parameters, which is what is written."""
 
     @property
+    def unfinished(self) -> Path:
+        """What a training that was stopped goes on with."""
+        return self.output / f"{self.part}_unfinished.pt"
+
+    @property
     def recipe(self) -> str:
         """What made the weights, for their files."""
         time = "" if self.minutes is None else f" --minutes {self.minutes:g}"
@@ -130,19 +135,21 @@ def train_tiny(
 ) -> ParameterAverage:
     """Train, or go on with what was begun; return the running mean of the parameters.
 
-    `losses` is given the share of the training that is done.
+    `losses` is given the share of the training that is done. Remove `training.unfinished` when the
+    weights are written.
 
     Raises:
         NotFiniteError: a loss or a gradient is NaN or infinite.
         DeadTrainingError: see `TinyTraining.must_fall`.
     """
     parameters = dict(model.named_parameters())
+    rate = training.learning_rate
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=training.learning_rate, weight_decay=1e-3, fused=True
+        parameters.values(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
     )
     average = ParameterAverage(parameters, training.ema_decay)
     unfinished = _Unfinished(model, optimizer, average, generator)
-    path = training.output / f"{training.part}_unfinished.pt"
+    path = training.unfinished
     step, seconds_before = unfinished.read(path) if path.exists() else (0, 0.0)
     start, said = time.perf_counter() - seconds_before, _Said(training)
     while (progress := training.progress(step, seconds := time.perf_counter() - start)) < 1:
@@ -160,7 +167,8 @@ def train_tiny(
         if step % _SAVE_EVERY == 0 and step < training.steps:
             unfinished.write(path, step, time.perf_counter() - start)
     _log.info("%s: %d updates in %.0f s", training.part, step, time.perf_counter() - start)
-    path.unlink(missing_ok=True)
+    # What comes now may fail too; the same command then goes on from here.
+    unfinished.write(path, step, time.perf_counter() - start)
     return average
 
 

@@ -3,6 +3,7 @@
     python -m training.train_tiny draw --output runs/tiny --count 8000
     python -m training.train_tiny vae --output runs/tiny --minutes 10 --compile
     python -m training.train_tiny depth --output runs/tiny --minutes 3
+    python -m training.train_tiny embed --name strag --source S.safetensors --recipe "..."
 
 `draw` draws pictures on the CPU's cores, once for everything that learns from them; the others read
 them. `vae` learns colours, depth pictures and motion together, with one encoder and two decoders:
@@ -16,12 +17,20 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from einops import rearrange
+from torch import Tensor
 
 from more4d_backend.strag.profile import OWN
 from more4d_backend.tiny.depth_network import DepthNetwork
-from more4d_backend.tiny.writing import fold_statistics, measured_statistics, write_embedded
+from more4d_backend.tiny.writing import (
+    copy_embedded,
+    fold_statistics,
+    measured_statistics,
+    write_embedded,
+)
 from more4d_backend.wan.latents import decode_video, encode_video
 from more4d_backend.wan.whole_clip import run_whole_clips
 from more4d_backend.weights.kinds import WeightKind
@@ -44,10 +53,11 @@ _SPLIT_SHARE = 0.5
 """Of the training: after it each decoder learns by itself, and from the absolute error."""
 _WHOLE_SHARE = 0.08
 """Of the training: the end, on whole clips."""
-_CROP = SampleSize(num_frames=17, height=64, width=64)
-_NUM_CROPS = 12
-"""Of pictures, and as many of motion: both decoders are then one compiled program."""
-_NUM_WHOLE = (2, 3)
+_CROP = SampleSize(num_frames=9, height=64, width=64)
+"""Few frames, because the edges of a motion map stay where they are."""
+_NUM_CROPS = (12, 24)
+"""Of pictures and of motion."""
+_NUM_WHOLE = (3, 3)
 """Of pictures and of motion."""
 
 
@@ -56,7 +66,7 @@ RECIPES = {
         part="vae",
         steps=50_000,
         batch_size=10,
-        learning_rate=1e-3,
+        learning_rate=1.5e-3,
         pool_size=1000,
         must_fall=("R", 0.9, 1500),
     ),
@@ -106,6 +116,23 @@ def draw(drawing: Drawing) -> None:
         _log.info("%s: %d pictures in %.0f s", path, count, time.perf_counter() - start)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """What one of the three trainers wrote, and where it belongs."""
+
+    name: Literal["strag", "text_encoder", "vism", "vism_lora", "motion_vae"]
+    """Of the embedded file."""
+
+    source: Path
+    """The trainer's file."""
+
+    recipe: str
+    """The command that made it, with its seed; written into the file."""
+
+    output: Path = Path("runs/tiny")
+    """Folder, laid out as that of the embedded files."""
+
+
 def train_vaes(training: TinyTraining) -> None:
     """Train both VAEs on parts of a pool of clips, and write them with their statistics folded in.
 
@@ -116,6 +143,7 @@ def train_vaes(training: TinyTraining) -> None:
     model = TinyVaes().to(training.device)
     generator = torch.Generator(training.device).manual_seed(training.seed)
     pool = ClipPool.filled(_pictures(training), training.batches(), OWN.motion)
+    held_out = _held_out(training)
     _log.info("%d scenes and %d videos to learn from", len(pool.motion), len(pool.video))
     is_compiled = training.compile
 
@@ -130,22 +158,24 @@ def train_vaes(training: TinyTraining) -> None:
         return _crop_losses(model, pool, generator, is_whole=is_whole)
 
     _run_whole_clips(model)
-    trial = torch.Generator(training.device).manual_seed(0)
-    with training.autocast():
-        use_fastest_layout(model, lambda: _crop_losses(model, pool, trial)["loss"])
+    if generator.device.type == "cuda":
+        trial = torch.Generator(training.device).manual_seed(0)
+        with training.autocast():
+            use_fastest_layout(model, lambda: _crop_losses(model, pool, trial)["loss"])
     _run_whole_clips(model, compiled=training.compile)
     average = train_tiny(model, losses, training, generator)
     _run_whole_clips(model)
     with torch.no_grad(), average.in_use(), training.autocast():
         _fold_statistics(model.eval(), pool)
-        _log.info("On other samples: %s", _measured(model, training))
         _write_vaes(model, training)
+        training.unfinished.unlink()
+        _log.info("On other samples: %s", _measured(model, held_out))
 
 
 def _crop_losses(
     model: TinyVaes, pool: ClipPool, generator: torch.Generator, *, is_whole: bool = False
 ) -> Losses:
-    size, counts = _CROP, (_NUM_CROPS, _NUM_CROPS)
+    size, counts = _CROP, _NUM_CROPS
     if is_whole:
         frames, height, width = pool.motion.shape[2:]
         size, counts = SampleSize(num_frames=frames, height=height, width=width), _NUM_WHOLE
@@ -165,19 +195,25 @@ def _pictures(training: TinyTraining) -> Pictures:
     return Pictures.load(files).to(training.device)
 
 
-def _measured(model: TinyVaes, training: TinyTraining) -> str:
-    """Errors on whole clips that were not trained on."""
+def _held_out(training: TinyTraining) -> list[tuple[Tensor, Tensor]]:
+    """Motion and still clips of scenes that are not trained on."""
     settings = PROCEDURAL_RECIPES["tiny"]()
     pictures = draw_pictures(settings, first_seed=VALIDATION_SEED, count=16).to(training.device)
-    scenes, sums, squares = PictureSamples(pictures), torch.zeros(2), []
+    scenes, clips = PictureSamples(pictures), []
     for number in range(len(scenes)):
         batch = stack_samples([scenes[number]])
-        motion = normalized_motion(batch, OWN.motion)
+        still = rearrange(batch.video[:, :5], "b f h w c -> b c f h w").float() / 127.5 - 1
+        clips.append((normalized_motion(batch, OWN.motion), still))
+    return clips
+
+
+def _measured(model: TinyVaes, clips: list[tuple[Tensor, Tensor]]) -> str:
+    sums, squares = torch.zeros(2), []
+    for motion, still in clips:
         decoded = model.motion.decode(model.motion.encode(motion))
         sums += torch.stack([(decoded - motion).abs().sum(), motion.abs().sum()]).cpu()
-        image = batch.video[:, :5].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        seen = decode_video(model.rgb, encode_video(model.rgb, image))
-        squares.append(((seen - image) / 2).square().mean())
+        seen = decode_video(model.rgb, encode_video(model.rgb, still))
+        squares.append(((seen - still) / 2).square().mean())
     psnr = -10 * torch.stack(squares).mean().log10()
     return f"R {sums[0] / sums[1]:.3f}, colours of stills {psnr:.2f} dB"
 
@@ -235,17 +271,27 @@ def train_depth(training: TinyTraining) -> None:
     average = train_tiny(model, losses, training, generator)
     with average.in_use():
         write_embedded("depth", model, folder=training.output, recipe=training.recipe)
+    training.unfinished.unlink()
 
 
-if __name__ == "__main__":
+def _main() -> None:
     import tyro
+    from tyro.conf import subcommand
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     told = tyro.cli(
-        tyro.extras.subcommand_type_from_defaults({"draw": Drawing(), **RECIPES}),
-        config=(tyro.conf.AvoidSubcommands,),
+        Annotated[Drawing, subcommand("draw")]
+        | Annotated[TinyTraining, subcommand("vae", default=RECIPES["vae"])]
+        | Annotated[TinyTraining, subcommand("depth", default=RECIPES["depth"])]
+        | Annotated[Embedding, subcommand("embed")]
     )
     if isinstance(told, Drawing):
         draw(told)
+    elif isinstance(told, Embedding):
+        copy_embedded(told.name, told.source, folder=told.output, recipe=told.recipe)
     else:
         {"vae": train_vaes, "depth": train_depth}[told.part](told)
+
+
+if __name__ == "__main__":
+    _main()

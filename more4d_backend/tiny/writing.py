@@ -4,7 +4,7 @@ Nothing here is needed to run the networks.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..files import replacing
 from ..wan.latents import latent_statistics
 from ..weights.conversion import to_original
-from ..weights.files import WeightsError, stored
-from ..weights.kinds import WeightKind
+from ..weights.files import WeightsError, open_weights, stored
+from ..weights.kinds import WeightKind, expect
 from . import EMBEDDED_FILES, FILE_LIMIT_BYTES, WEIGHTS_FOLDER, relative_path
 
 if TYPE_CHECKING:
@@ -101,9 +101,28 @@ def write_embedded(
         WeightsError: no such name, a value is not finite, or the file would be too large.
         OutputError: the place cannot be written.
     """
+    return _write(name, _tensors(name, network), folder, recipe)
+
+
+def copy_embedded(
+    name: str, source: Path, *, folder: Path = WEIGHTS_FOLDER, recipe: str = ""
+) -> Path:
+    """Write what a trainer wrote as the embedded file of a name; see `write_embedded`.
+
+    Raises:
+        WeightsError: `source` is something else, or see there.
+        OutputError: the place cannot be written.
+    """
+    relative_path(name)  # refuses other names
+    file = open_weights(source)
+    expect(file, EMBEDDED_FILES[name])
+    return _write(name, {n: t.read() for n, t in file.tensors.items()}, folder, recipe)
+
+
+def _write(name: str, tensors: Mapping[str, Tensor], folder: Path, recipe: str) -> Path:
     from safetensors.torch import save_file
 
-    values = _values(name, network)
+    values = _rounded(name, tensors)
     size = sum(value.nbytes for value in values.values())
     if size > FILE_LIMIT_BYTES:
         raise WeightsError(
@@ -124,18 +143,20 @@ def write_embedded(
     return path
 
 
-def _values(name: str, network: nn.Module) -> dict[str, Tensor]:
+def _tensors(name: str, network: nn.Module) -> Mapping[str, Tensor]:
     relative_path(name)  # refuses other names
     kind = EMBEDDED_FILES[name]
     if kind is WeightKind.VISM_LORA:
         from ..vism.lora import released_tensors
 
-        tensors = released_tensors(network)
-    else:
-        state = network.state_dict()
-        shared = _SHARED.get(name)
-        kept = {n: t for n, t in state.items() if shared is None or not n.startswith(shared)}
-        tensors = {n: t.read() for n, t in to_original(kind, stored(kept)).items()}
+        return released_tensors(network)
+    state = network.state_dict()
+    shared = _SHARED.get(name)
+    kept = {n: t for n, t in state.items() if shared is None or not n.startswith(shared)}
+    return {n: t.read() for n, t in to_original(kind, stored(kept)).items()}
+
+
+def _rounded(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     values = {}
     for tensor_name, tensor in tensors.items():
         value = tensor.detach().to("cpu", torch.bfloat16).contiguous().clone()

@@ -4,6 +4,8 @@ import sys
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from more4d_backend.strag.motion_vae import DecoderAdapter, EncoderAdapter, MotionVAE
 from more4d_backend.strag.profile import OWN
@@ -14,11 +16,16 @@ from more4d_backend.tiny import (
     relative_path,
 )
 from more4d_backend.tiny.text_encoder import ByteTextModel
-from more4d_backend.tiny.writing import fold_statistics, measured_statistics, write_embedded
+from more4d_backend.tiny.writing import (
+    copy_embedded,
+    fold_statistics,
+    measured_statistics,
+    write_embedded,
+)
 from more4d_backend.wan.latents import decode_video, encode_distribution, encode_video
 from more4d_backend.weights.files import WeightsError, open_weights
 from more4d_backend.weights.kinds import recognize
-from more4d_backend.weights.model_loading import load_motion_vae, load_wan_vae
+from more4d_backend.weights.model_loading import load_byte_text, load_motion_vae, load_wan_vae
 
 
 @pytest.fixture
@@ -130,3 +137,18 @@ assert TinyDepth.load(depth).predict(torch.rand(32, 48, 3)).valid.all()
 """
     paths = [str(random_embedded / relative_path(name)) for name in ("text_encoder", "depth")]
     subprocess.run([sys.executable, "-c", code, *paths], check=True, timeout=120)
+
+
+def test_what_a_trainer_wrote_becomes_an_embedded_file(tmp_path):
+    torch.manual_seed(0)
+    model = ByteTextModel()
+    source = tmp_path / "trained.safetensors"
+    save_file(dict(model.state_dict()), source)
+    path = copy_embedded("text_encoder", source, folder=tmp_path, recipe="a command")
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["more4d_recipe"] == "a command"
+    loaded = load_byte_text(path, dtype=torch.float32)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.bfloat16().float())
+    with pytest.raises(WeightsError, match="text encoder"):
+        copy_embedded("wan_vae", source, folder=tmp_path)

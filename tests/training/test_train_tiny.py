@@ -44,7 +44,8 @@ def training(monkeypatch, pool, tmp_path):
     monkeypatch.setattr(ClipPool, "filled", classmethod(lambda _cls, *_: pool))
     monkeypatch.setattr(train_tiny, "_pictures", lambda _training: None)
     monkeypatch.setattr(train_tiny, "_CROP", SampleSize(num_frames=5, height=32, width=32))
-    monkeypatch.setattr(train_tiny, "_NUM_CROPS", 4)
+    monkeypatch.setattr(train_tiny, "_NUM_CROPS", (3, 4))
+    monkeypatch.setattr(train_tiny, "_WHOLE_SHARE", 0.5)
     small = replace(procedural_tiny(), size=SampleSize(num_frames=5, height=32, width=48))
     monkeypatch.setitem(train_tiny.PROCEDURAL_RECIPES, "tiny", lambda: small)
     return replace(
