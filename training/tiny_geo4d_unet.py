@@ -1,5 +1,6 @@
 """The UNet of the embedded Geo4D: trained on latents that are kept on the device."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ from .geo4d_pools import LatentPool
 from .geo4d_recipes import POINTS_ONLY
 from .time_boxes import Losses, TimeBox, optimize
 from .tiny_geo4d_settings import TinyGeo4DTraining
+
+_log = logging.getLogger(__name__)
 
 _INFERENCE_STEPS = 5
 _LAST = NUM_TRAIN_TIMESTEPS - 1
@@ -40,6 +43,8 @@ def train_unet(
     if training.compile:
         objective.unet.compile()
     variance = pool.variance()
+    said = ", ".join(f"{name} {variance[part].mean():.3f}" for name, part in CHANNELS.items())
+    _log.info("Windows differ in variance: %s", said)
     scale = float(latent_scale()[_LAST]) ** 2
 
     def losses(step: int, progress: float) -> Losses:
