@@ -38,6 +38,8 @@ from more4d_backend.geo4d.video import PictureVideo, Video, VideoFile
 
 AIM_S, AIM_GIB = 0.19, 16.0
 FPS = 24.0
+USED = (4, 2)
+"""Reductions of rays and disparity at full size: see `DecodingSettings`."""
 
 
 class Stages:
@@ -155,9 +157,11 @@ def compare_cameras(arguments: argparse.Namespace) -> bool:
             f"mean of {arguments.seeds}, rays 1/{name[0]}, disparity 1/{name[1]}: ATE "
             f"{100 * ate[name]:.2f} %, RPE {rpe[name]:.3f} degrees, AbsRel {depth[name]:.4f}"
         )
+        if name not in (USED, (2, 1)):
+            continue
         # A twentieth of the aims (ATE 1 %, RPE 0.15 degrees) is no suffering.
         fine &= ate[name] <= 1.1 * ate[1, 1] + 0.0005 and rpe[name] <= 1.1 * rpe[1, 1] + 0.0075
-    print(f"cameras {'do not suffer' if fine else 'SUFFER'}")
+    print(f"cameras {'do not suffer' if fine else 'SUFFER'} from what is used (1/4 and 1/2)")
     return fine
 
 
