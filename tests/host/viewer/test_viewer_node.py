@@ -16,13 +16,18 @@ _PANELS = """[...app.rootGraph?.subgraphs?.values() ?? [], app.rootGraph ?? app.
     .flatMap(g => g._nodes ?? g.nodes).map(n => n.more4dPanel).filter(p => p)"""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def scene_file(comfy, small_scene):
+    """In the input folder before the page loads, or the page would mark the name until R is hit."""
+    save_scene(comfy.base / "input" / _FILE, small_scene)
+
+
 @pytest.fixture
-def load(page, comfy, small_scene):
+def load(page, comfy):
     """`load(count=1)`: a graph with viewers in the page; returns its tab."""
 
     def load_viewers(count=1):
-        save_scene(comfy.base / "input" / _FILE, small_scene)
-        information = comfy.get("/object_info")  # which also makes the host look for the file
+        information = comfy.get("/object_info")
         graph = Graph()
         scene = graph.add("More4DSceneLoad", 0, file=_FILE)["scene"]
         path = graph.add("More4DCameraPreset", 1, scene=scene, preset="orbit-left")["camera_path"]
@@ -63,6 +68,7 @@ def test_a_run_shows_the_scene_and_scrubbing_changes_the_picture(page, load, sho
     page.show_all()
     view = f"({_PANELS})[0].view"
     assert tab.evaluate(f"() => {view}.path.length") == 9
+    assert not tab.evaluate("() => app.graph._nodes.some(n => n.has_errors)")
     first = shown(tab, view)
     slider = tab.locator(".more4d-row input[type=range]").first
     slider.focus()
