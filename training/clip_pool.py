@@ -50,14 +50,15 @@ class ClipPool:
             novel = batch.video if batch.novel_video is None else batch.novel_video
             chosen = torch.cat([batch.video[::2], novel[1::2]])
             videos.append(rearrange(chosen, "b f h w c -> b c f h w").contiguous())
-        scenes = PictureSamples(pictures)
-        motions = [
-            normalized_motion(stack_samples([scenes[n]]), normalization).half()
-            for n in range(len(scenes))
-        ]
+        frames, size_hw = pictures.movements.shape[1], pictures.images.shape[-2:]
+        # Filled in place: this is most of what there is, and a GPU may not hold it twice.
+        motion = pictures.depth.new_empty((len(pictures), 3, frames, *size_hw), dtype=torch.float16)
+        for number, place in enumerate(motion):
+            batch = stack_samples([PictureSamples(pictures)[number]])
+            place.copy_(normalized_motion(batch, normalization)[0])
         depths = [depth_picture_of(d[None].float(), normalization).half() for d in pictures.depth]
         return cls(
-            motion=torch.cat(motions),
+            motion=motion,
             image=pictures.images[:, :, None],
             depth_picture=torch.stack(depths)[:, None].expand(-1, 3, -1, -1, -1),
             video=torch.cat(videos),
