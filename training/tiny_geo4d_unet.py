@@ -20,8 +20,9 @@ _log = logging.getLogger(__name__)
 
 _INFERENCE_STEPS = 5
 _LAST = NUM_TRAIN_TIMESTEPS - 1
-_SMALLEST_VARIANCE = 0.02
-"""Below it a modality would ask for more exactness than the copied noise has."""
+_SMALLEST_VARIANCE, _SMALLEST_ON_THE_WAY = 0.02, 0.25
+"""Errors do not count relative to less. On the way from noise the velocity is mostly noise that
+the network copies, and how exactly it does would outweigh what it sees in the video."""
 
 
 def train_unet(
@@ -59,8 +60,10 @@ def train_unet(
         if progress < training.points_share:
             shown = POINTS_ONLY.of_channels(variance) > 0
         errors = objective.errors(clean, video, noise, times, shown)
-        relative = errors / variance.clamp_min(_SMALLEST_VARIANCE)
-        unexplained = (errors[times == _LAST].mean(0) / (scale * variance)).detach()
+        last = times == _LAST
+        floor = torch.where(last, _SMALLEST_VARIANCE, _SMALLEST_ON_THE_WAY)[:, None]
+        relative = errors / torch.maximum(variance, floor)
+        unexplained = (errors[last].mean(0) / (scale * variance)).detach()
         told = {n: unexplained[part].mean() for n, part in CHANNELS.items() if shown[part].all()}
         return {"loss": relative[:, shown].mean()} | told
 
