@@ -9,7 +9,10 @@ A checkpoint is a folder `checkpoint-00000200` with
 | `averaged.safetensors` | their running mean, where the recipe has one |
 | `optimizer.pt` | the optimiser's state: tensors and plain values, read with `weights_only=True` |
 | `random-<rank>.pt` | random states of Python, numpy, torch and CUDA, per rank |
-| `sharded/` | accelerate's own files, in place of the former where FSDP or DeepSpeed is used |
+| `sharded/` | the engine's own files, in place of the former where FSDP or DeepSpeed is used |
+| `weights.json` | there: shapes of all tensors, number of ranks, what is written for use |
+| `weights-<rank>.safetensors` | there: the rank's fragments of parameters, for `training.gather` |
+| `averaged-<rank>.safetensors` | there: those of the running mean |
 
 Nothing of ours runs code from these files. The readers of torch and accelerate for `sharded/` use
 pickle: resume a sharded run from your own checkpoints alone.
