@@ -8,7 +8,7 @@ Writes `strag.safetensors` to the output folder. Settings: `--help` after a reci
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,11 @@ if TYPE_CHECKING:
     from more4d_backend.strag.motion_vae import MotionVAE
 
 _log = logging.getLogger(__name__)
+
+_CAPTIONS_EVERY = 100
+"""Updates between two looks at whether captions are used."""
+_CAPTIONS_AT = 0.9
+"""Noise level for it: with less, the motion itself shows what it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +291,8 @@ def train(config: StragConfig) -> Path:
             num_ranks=run.num_ranks,
         )
         run.update(batch, lambda i=inputs, s=sigma, n=noise: run.objective(i, s, n))
+        if config.train_text and run.due(_CAPTIONS_EVERY):
+            run.record({"caption_gain": _caption_gain(run, inputs, noise)})
         if run.due(config.run.validate_every) and len(validation):
             run.record(_validate(run, given, validation))
 
@@ -293,6 +300,21 @@ def train(config: StragConfig) -> Path:
     path = run.write_weights()
     run.close()
     return path
+
+
+@torch.no_grad()
+def _caption_gain(run: TrainingRun, inputs: StragInputs, noise: Tensor) -> float:
+    """How much larger the loss is with the captions of other samples, relative to it.
+
+    About 0 as long as captions say nothing to the network.
+    """
+    text, level = inputs.text, torch.full((len(noise),), _CAPTIONS_AT, device=noise.device)
+    others = text[1:] + text[:1] if isinstance(text, tuple) else text.roll(1, 0)
+    own, other = (
+        float(run.objective(replace(inputs, text=said), level, noise).mean())
+        for said in (text, others)
+    )
+    return other / own - 1
 
 
 @torch.no_grad()

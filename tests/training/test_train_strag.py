@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 
 from more4d_backend.weights.model_loading import load_byte_text, load_strag
-from training import networks
+from training import networks, train_strag
 from training.loader import TrainingLoader
 from training.recipes import Ablation, Dropouts, strag_tiny
 from training.shards import ShardDataset
@@ -175,7 +175,8 @@ def test_the_running_mean_is_what_is_written(small):
     assert not torch.equal(written[name], last[f"transformer.{name}"])
 
 
-def test_a_text_encoder_that_learns_gets_gradients_and_is_written(small, same_tensors):
+def test_a_text_encoder_that_learns_gets_gradients_and_is_written(small, metrics_of, monkeypatch):
+    monkeypatch.setattr(train_strag, "_CAPTIONS_EVERY", 2)
     config = small(strag_tiny, 2)
     given = StragGiven.load(config, torch.device("cpu"))
     before = {n: p.clone() for n, p in given.encoders.text_encoder.model.named_parameters()}
@@ -184,6 +185,9 @@ def test_a_text_encoder_that_learns_gets_gradients_and_is_written(small, same_te
     after = dict(written.named_parameters())
     assert before.keys() == after.keys()
     assert all(not torch.equal(after[name], value) for name, value in before.items())
+    (gain,) = metrics_of(config, "caption_gain")
+    assert gain != 0  # another caption, another loss
+    assert abs(gain) < 0.5
 
 
 def test_captions_are_left_out_where_the_text_encoder_learns(small, batch):
