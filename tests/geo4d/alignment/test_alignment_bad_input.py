@@ -9,6 +9,7 @@ import torch
 from more4d_backend.geo4d.alignment import AlignmentError, AlignmentSettings, align_windows
 from more4d_backend.geo4d.predictions import WindowError
 from more4d_backend.geo4d.synthetic_windows import Corruption
+from more4d_backend.geometry import pixel_centers
 
 
 def without_points(window):
@@ -158,14 +159,18 @@ def test_rays_that_turn_otherwise_are_left_out(moving_view, make_windows, errors
     assert errors_of(result, moving_view).turn_deg < 0.5
 
 
-def test_windows_that_fit_nothing_keep_a_believable_focal_length(moving_view, make_windows):
+def test_points_that_no_camera_sees_keep_a_believable_focal_length(moving_view, make_windows):
+    """What is farther looks larger: without bounds the focal length goes to 26 image widths."""
+    height, width = moving_view.rgb.shape[1:3]
+    across = (pixel_centers(height, width) - torch.tensor([width / 2, height / 2])) / width
     generator = torch.Generator().manual_seed(0)
     windows = []
     for window in make_windows(moving_view, Corruption()):
-        points = torch.rand(window.points.shape, generator=generator) - 0.5
-        rays = replace(window.rays, directions=torch.randn(window.rays.directions.shape))
-        windows.append(replace(window, points=points + torch.tensor([0, 0, 0.6]), rays=rays))
-    result = align_windows(windows, moving_view.rgb, 8.0)
-    longest = max(moving_view.rgb.shape[1:3])
-    assert 0.2 * longest <= result.report.focal_px <= 10 * longest * (1 + 1e-9)
+        depth = torch.rand((window.num_frames, height, width, 1), generator=generator)
+        points = torch.cat([across * (1.3 - depth), depth], dim=-1)
+        valid = torch.ones_like(window.valid)
+        windows.append(replace(window, points=points, valid=valid, disparity=None, rays=None))
+    settings = AlignmentSettings(max_iterations=150)
+    result = align_windows(windows, moving_view.rgb, 8.0, settings=settings)
+    assert 0.2 * width <= result.report.focal_px <= 10 * width * (1 + 1e-9)
     assert result.depth.isfinite().all()

@@ -16,9 +16,10 @@ from more4d_backend.geo4d.alignment.adjustment import (
 )
 from more4d_backend.geo4d.alignment.block_solver import System, layout_of
 from more4d_backend.geo4d.alignment.chaining import align_trajectories, robust_similarity
-from more4d_backend.geo4d.alignment.depths import NoiseWidths, robust_depth
+from more4d_backend.geo4d.alignment.depths import NoiseWidths, Start, robust_depth
 from more4d_backend.geo4d.alignment.disparities import fit_lines, share_within
 from more4d_backend.geo4d.alignment.initial import start_from_points, with_relative_weights
+from more4d_backend.geo4d.alignment.pixel_terms import _point_basis, _sums
 from more4d_backend.geo4d.alignment.rotations import (
     mean_rotation,
     rotation_from_vector,
@@ -82,6 +83,45 @@ def test_the_gradient_is_that_of_the_loss(problem):
         found = float(state.system.gradient @ step + state.system.corner_gradient * focal)
         # float32 sums; measured within 1 %.
         assert found == pytest.approx(expected, rel=0.03, abs=2e-5)
+
+
+def test_sums_over_pixels_are_those_of_the_equations_written_out():
+    """Normal equations of one frame, every pixel's depth eliminated by hand (float64)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def positive(*shape):
+        return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    slots, pixels, widths = 3, 7, NoiseWidths(point=0.3, disparity=0.2)
+    depth, rays = positive(1, pixels), positive(pixels, 3)
+    rays[:, 2] = 1
+    start = Start(depth=depth, point_unit=depth[:, None], disparity_unit=1 / depth[:, None])
+    points, disparity = positive(1, slots, pixels, 3), positive(1, slots, pixels)
+    of_point, of_disparity = positive(2, 1, slots, pixels)
+    found = _sums(points, of_point, disparity, of_disparity, start, rays, widths)
+
+    d, fused = depth[0], depth[0, :, None] * rays
+    away, error = fused - points[0], 1 / d - disparity[0]
+    w = of_point[0] / ((away.norm(dim=-1) / d).clamp_min(0.3) * d.square())
+    v = of_disparity[0] / (error.abs() * d).clamp_min(0.2) * d.square()
+    moment = torch.cat([fused, torch.ones(pixels, 1, dtype=torch.float64)], dim=-1)
+    by_point = torch.einsum("pa,aic->pic", moment, _point_basis())
+    by_line = torch.stack([-1 / d, -torch.ones_like(d)], dim=-1)[:, None]
+    # All residuals of a pixel: of each slot three of its point and one of its disparity.
+    jacobian = torch.zeros(pixels, slots, 4, slots, 10, dtype=torch.float64)
+    for slot in range(slots):
+        jacobian[:, slot, :3, slot, :8], jacobian[:, slot, 3:, slot, 8:] = by_point, by_line
+    by_depth = torch.cat([fused, -1 / d[:, None]], dim=-1)[:, None].expand(-1, slots, -1)
+    residual = torch.cat([away, error[..., None]], dim=-1).transpose(0, 1)
+    weights = torch.stack([w, w, w, v], dim=-1).transpose(0, 1).flatten(1)
+    j, k, r = jacobian.flatten(3).flatten(1, 2), by_depth.flatten(1), residual.flatten(1)
+    lost = torch.einsum("pa,pac,pa->pc", weights, j, k)
+    power = (weights * k.square()).sum(1, keepdim=True)
+    normal = torch.einsum("pa,pac,pad->cd", weights, j, j) - lost.T @ (lost / power)
+    pull = (weights * k * r).sum(1, keepdim=True) / power
+    gradient = torch.einsum("pa,pac,pa->c", weights, j, r) - (lost * pull).sum(0)
+    torch.testing.assert_close(found.normal[0].flatten(2).flatten(0, 1), normal, atol=1e-9, rtol=0)
+    torch.testing.assert_close(found.gradient[0].flatten(), gradient, atol=1e-9, rtol=0)
 
 
 def test_a_video_longer_than_a_chunk_gives_the_same_system(problem):
