@@ -28,7 +28,12 @@ from ..files import replacing
 from ..strag.profile import RELEASED, StragWeightsProfile
 from ..vism.lora import RELEASED_WEIGHT
 from ..wan.latents import latent_size
-from ..wan.step_speed import cache_steps, check_step_cache, compile_blocks
+from ..wan.step_speed import (
+    cache_steps,
+    check_compilation,
+    check_step_cache,
+    compile_blocks,
+)
 from ..weights.conversion import open_model
 from ..weights.files import WeightsError, file_sha256
 from ..weights.kinds import WeightKind, expect
@@ -133,6 +138,8 @@ class FileModels:
                 "Compiled blocks cannot hold their weights in 8 bits. Leave out one of them: "
                 "compile_blocks, or the memory mode fp8."
             )
+        if self.compile_blocks:
+            check_compilation()
         if self.request.memory_mode is not None:  # now, not after minutes of loading
             check_memory_mode(self.request.memory_mode, detect_device(self.request.device).device)
         if self.step_cache is not None:

@@ -13,7 +13,7 @@ from diffusers import WanTransformer3DModel
 from more4d_backend.devices import DevicePlanError
 from more4d_backend.strag.motion_perception import Guidance
 from more4d_backend.strag.transformer import StragTransformer
-from more4d_backend.wan.step_speed import cache_steps
+from more4d_backend.wan.step_speed import cache_steps, check_compilation, compile_blocks
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -124,3 +124,17 @@ def test_thresholds_that_mean_nothing_are_refused(threshold):
 def test_one_block_has_no_others_to_leave_out():
     with pytest.raises(DevicePlanError, match="at least 2 blocks"):
         cache_steps(strag(num_layers=1), 0.1)
+
+
+@pytest.mark.parametrize("version", ["2.5.1+cu124", "2.8.0"])
+def test_compiled_blocks_are_refused_by_a_torch_that_cannot_compile_them(version, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    for use in (check_compilation, lambda: compile_blocks(strag())):
+        with pytest.raises(DevicePlanError, match=r"need torch 2\.9 or newer; this is 2\."):
+            use()
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "2.13.0+cpu", "3.0.0"])
+def test_newer_releases_of_torch_may_compile_blocks(version, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    check_compilation()
