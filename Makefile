@@ -39,7 +39,7 @@ GENERATE = $(BIN)/python -m more4d_backend generate --model embedded --device cp
     $(CAMERA:%=--camera %) --amplitude 0.3 --output $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
