@@ -8,6 +8,7 @@ Axes: B text, N byte, C channel, H head, D channels per head.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ END = 256
 """Follows the last byte of every text, so that the empty text has a token too."""
 
 _NUM_CODES = END + 1
+_LONGEST_RAD = 100.0
 _FARTHEST = 64
 """Bytes between two places beyond which distances count as equal."""
 
@@ -74,7 +76,10 @@ class ByteTextModel(nn.Module):
             hidden = convolution(hidden, inside)
         for layer in self.layers:
             hidden = layer(hidden, inside)
-        tokens = self.output(self.norm(hidden)) * inside[..., None]
+        # Where a byte stands tells the transformer which words belong together: it finds a color
+        # and looks beside it. Without, it knows for long only which words there are.
+        places = _places(hidden.shape[1], hidden.shape[2], hidden.device)
+        tokens = self.output(self.norm(hidden) + places.to(hidden)) * inside[..., None]
         return F.pad(tokens, (0, 0, 0, TEXT_TOKENS - tokens.shape[1]))
 
 
@@ -113,6 +118,13 @@ def byte_codes(
     lengths = torch.tensor([len(row) for row in rows])
     inside = torch.arange(longest) < lengths[:, None]
     return codes.to(device), inside.to(device)
+
+
+def _places(count: int, width: int, device: torch.device) -> Float[Tensor, "byte channel"]:
+    """Sines and cosines of the place of each byte, with periods of 6 to 630 bytes."""
+    rate = torch.exp(torch.linspace(0, -math.log(_LONGEST_RAD), width // 2, device=device))
+    angle = torch.arange(count, device=device)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 def _bytes_of(prompt: str) -> bytes:

@@ -62,3 +62,11 @@ def test_the_file_holds_the_whole_network(tmp_path):
     for name, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.bfloat16().float()), name
     torch.testing.assert_close(loaded([LONG]), network([LONG]), atol=0.05, rtol=0.05)
+
+
+def test_tokens_tell_the_place_of_their_byte(model):
+    # Far from both ends, equal bytes have equal neighbours: only their places differ.
+    tokens = model(["a" * 400])[0, 150:250]
+    size = tokens.norm(dim=-1).mean()
+    apart = torch.cdist(tokens, tokens) + torch.eye(100) * size
+    assert apart.min() > 0.02 * size
