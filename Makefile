@@ -23,7 +23,7 @@ ifneq ($(strip $(IMAGE)),)
 	@test -n "$$PROMPT" || { echo 'Say what moves, and where to: PROMPT="the dog runs left"'; exit 1; }
 	$(GENERATE) "$$IMAGE" --prompt "$$PROMPT"
 else ifneq ($(strip $(EMBEDDED)),)
-	$(BIN)/python -m training.demo_picture $(DEMO) --seed $(SEED)
+	$(BIN)/python -m training.procedural.demo_picture $(DEMO) --seed $(SEED)
 	$(GENERATE) $(DEMO)/photo.png --prompt "$${PROMPT:-$$(cat $(DEMO)/caption.txt)}"
 else
 	@echo "The embedded weights are not in this checkout, so nothing will move by itself."

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.comfy_host import ComfyHost, Prompt, installations, link_pack
-from training.demo_picture import FIRST_HELD_OUT_SEED, demo_scene
+from training.procedural.demo_picture import FIRST_HELD_OUT_SEED, demo_scene
 from workflows.build import tiny_video
 from workflows.graph import Graph
 

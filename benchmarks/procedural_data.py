@@ -21,9 +21,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from more4d_backend.camera_paths import make_path
-from training.procedural import PROCEDURAL_RECIPES, procedural_sample
-from training.procedural_scenes import draw_scene
-from training.procedural_settings import ProceduralSettings
+from training.procedural.dataset import PROCEDURAL_RECIPES, procedural_sample
+from training.procedural.scenes import draw_scene
+from training.procedural.settings import ProceduralSettings
 
 _T = TypeVar("_T")
 

@@ -24,13 +24,13 @@ from benchmarks.model_flops import forward_flops
 from more4d_backend.strag.sizes import IMAGE_TOKENS, STRAG_SIZES, VISM_SIZES, WanSize
 from more4d_backend.wan.latents import FRAMES_PER_LATENT, LATENT_CHANNELS, PIXELS_PER_LATENT
 from more4d_backend.wan.text import TEXT_TOKENS
-from training.blocks import set_blocks_up
-from training.loader import LoaderState
-from training.loop import TrainingRun
+from training.data.loader import LoaderState
+from training.data.samples import SampleSize
 from training.losses import stratified_noise_levels
-from training.objectives import Objective
 from training.recipes import StragConfig, VismConfig, strag_own, vism_own
-from training.samples import SampleSize
+from training.run.blocks import set_blocks_up
+from training.run.loop import TrainingRun
+from training.run.objectives import Objective
 
 SHIFT = 3.0
 PEAK_TFLOPS = 989.0

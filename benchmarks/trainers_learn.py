@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load_file
 
 from training import networks, train_motion_vae, train_strag, train_vism
-from training.procedural import procedural_sample, procedural_tiny
+from training.data.samples import SampleSize
+from training.data.shards import write_shard
+from training.procedural.dataset import procedural_sample, procedural_tiny
 from training.recipes import motion_vae_tiny, strag_tiny, vism_tiny, vism_tiny_lora
-from training.samples import SampleSize
-from training.shards import write_shard
 
 SIZE = SampleSize(num_frames=5, height=32, width=32)
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from training import train_motion_vae, train_strag, train_vism
-from training.procedural import procedural_sample, procedural_tiny
+from training.data.shards import write_shard
+from training.procedural.dataset import procedural_sample, procedural_tiny
 from training.recipes import RECIPES
-from training.shards import write_shard
 
 
 def make_data(folder: Path, num_samples: int, device: str) -> float:

@@ -40,7 +40,7 @@ def test_every_documented_command_is_understood(command, capsys):
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_every_documented_training_is_understood(trainer):
-    from training.command_line import parse_config
+    from training.run.command_line import parse_config
 
     commands = _documented(f"training.train_{trainer}")
     assert commands

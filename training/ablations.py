@@ -20,10 +20,10 @@ from pathlib import Path
 from more4d_backend.evaluation import Column
 from more4d_backend.files import replacing
 
-from .checkpoints import check_same_recipe, plain
-from .command_line import parse_config
 from .recipes import Ablation, StragConfig
-from .settings import SettingsError
+from .run.checkpoints import check_same_recipe, plain
+from .run.command_line import parse_config
+from .run.settings import SettingsError
 from .train_strag import train
 
 _log = logging.getLogger(__name__)

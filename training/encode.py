@@ -20,13 +20,13 @@ import torch
 
 from more4d_backend.wan.whole_clip import run_whole_clips
 
-from .command_line import parse_config
-from .encoded import EncodedBatch, EncodedWriter
-from .loader import TrainingLoader
+from .data.encoded import EncodedBatch, EncodedWriter
+from .data.loader import TrainingLoader
+from .data.samples import TrainingBatch
+from .data.sources import training_samples
 from .recipes import StragConfig, VismConfig
-from .samples import TrainingBatch
-from .settings import SettingsError
-from .sources import training_samples
+from .run.command_line import parse_config
+from .run.settings import SettingsError
 from .train_strag import StragGiven
 from .train_vism import VismGiven
 

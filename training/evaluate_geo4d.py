@@ -38,8 +38,8 @@ from more4d_backend.geo4d.sampling import SamplingSettings
 from more4d_backend.geo4d.weight_choice import choose_weights
 from more4d_backend.weights.geo4d import load_geo4d
 
-from .procedural_clips import ClipSettings, write_clip
-from .tiny_geo4d_settings import HELD_OUT
+from .geo4d.tiny_settings import HELD_OUT
+from .procedural.clips import ClipSettings, write_clip
 
 _log = logging.getLogger(__name__)
 

@@ -27,18 +27,18 @@ from more4d_backend.vism.pipeline import VismSettings
 from more4d_backend.wan.sampling import SamplingSettings
 from more4d_backend.weights.model_loading import load_motion_vae
 
-from .demo_picture import FIRST_HELD_OUT_SEED
-from .evaluation import evaluate_depth, evaluate_motion_vae
-from .procedural import on_cpu, procedural_sample, procedural_tiny
-from .procedural_scenes import draw_scene
-from .samples import TrainingSample
-from .strag_evaluation import (
+from .data.samples import TrainingSample
+from .evaluation.parts import evaluate_depth, evaluate_motion_vae
+from .evaluation.strag import (
     StragEvaluation,
     evaluate_strag,
     evaluate_swapped_captions,
     word_motions,
 )
-from .vism_evaluation import VismEvaluation, evaluate_vism, pattern_regions
+from .evaluation.vism import VismEvaluation, evaluate_vism, pattern_regions
+from .procedural.dataset import on_cpu, procedural_sample, procedural_tiny
+from .procedural.demo_picture import FIRST_HELD_OUT_SEED
+from .procedural.scenes import draw_scene
 
 _log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from more4d_backend.files import replacing
 
-from .checkpoints import CheckpointError, read_about
-from .export import Export
-from .fragments import WEIGHTS
+from .run.checkpoints import CheckpointError, read_about
+from .run.export import Export
+from .run.fragments import WEIGHTS
 
 _log = logging.getLogger(__name__)
 

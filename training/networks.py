@@ -34,7 +34,7 @@ from more4d_backend.weights.model_loading import (
 )
 
 from .recipes import MotionVaeConfig, ProfileName, SizeName, StragConfig, VismConfig, WeightFiles
-from .settings import Precision, SettingsError
+from .run.settings import Precision, SettingsError
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan

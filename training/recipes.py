@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from .holes import HoleSettings
-from .samples import SampleSize
-from .settings import DataSettings, OptimizerSettings, RunSettings, SettingsError
+from .data.holes import HoleSettings
+from .data.samples import SampleSize
+from .run.settings import DataSettings, OptimizerSettings, RunSettings, SettingsError
 
 ProfileName = Literal["released", "own"]
 SizeName = Literal["14b", "1.3b", "tiny"]

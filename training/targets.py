@@ -10,7 +10,7 @@ from torch import Tensor
 
 from more4d_backend.motion import MotionNormalization, normalize_motion
 
-from .samples import TrainingBatch
+from .data.samples import TrainingBatch
 
 
 def normalized_motion(

@@ -21,12 +21,12 @@ from more4d_backend.geo4d.sampling import NUM_TRAIN_TIMESTEPS
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
 
-from .clip_loader import ClipLoader
-from .geo4d_objectives import DenoiserObjective, geometry_latents, video_latents
-from .geo4d_recipes import Geo4DConfig, parse_geo4d_config
-from .geometry_clips import GeometryBatch
-from .loop import TrainingRun
-from .settings import SettingsError
+from .geo4d.clips import GeometryBatch
+from .geo4d.loader import ClipLoader
+from .geo4d.objectives import DenoiserObjective, geometry_latents, video_latents
+from .geo4d.recipes import Geo4DConfig, parse_geo4d_config
+from .run.loop import TrainingRun
+from .run.settings import SettingsError
 
 _log = logging.getLogger(__name__)
 

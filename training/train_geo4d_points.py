@@ -10,9 +10,9 @@ recipe's name.
 
 from pathlib import Path
 
-from .clip_loader import ClipLoader
-from .geo4d_objectives import PointDecoderObjective
-from .geo4d_recipes import Geo4DConfig, parse_geo4d_config
+from .geo4d.loader import ClipLoader
+from .geo4d.objectives import PointDecoderObjective
+from .geo4d.recipes import Geo4DConfig, parse_geo4d_config
 from .train_geo4d import networks_to_train, whole_run, write_trained
 
 

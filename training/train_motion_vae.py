@@ -17,19 +17,18 @@ from torch import Tensor
 from more4d_backend.strag.motion_vae import MotionVAE
 from more4d_backend.weights.kinds import WeightKind
 
-from .command_line import parse_config
-from .export import Export
-from .loader import TrainingLoader
-from .loop import TrainingRun
+from .data.loader import TrainingLoader
+from .data.samples import TrainingBatch
+from .data.sources import training_samples
 from .losses import divergence_loss, motion_loss, visibility_weight
 from .networks import PROFILES, motion_vae_to_train
-from .objectives import Objective
 from .recipes import MotionVaeConfig
-from .samples import TrainingBatch
-from .settings import EXPORT_DTYPES, SettingsError
-from .sources import training_samples
-from .targets import normalized_motion
-from .validation import (
+from .run.command_line import parse_config
+from .run.export import Export
+from .run.loop import TrainingRun
+from .run.objectives import Objective
+from .run.settings import EXPORT_DTYPES, SettingsError
+from .run.validation import (
     ShownSample,
     ValidationSet,
     fixed_generator,
@@ -37,6 +36,7 @@ from .validation import (
     motion_picture,
     show,
 )
+from .targets import normalized_motion
 
 _log = logging.getLogger(__name__)
 

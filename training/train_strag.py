@@ -25,13 +25,12 @@ from more4d_backend.wan.sampling import NUM_TRAIN_TIMESTEPS
 from more4d_backend.weights.kinds import WeightKind
 
 from . import networks
-from .blocks import set_blocks_up
-from .command_line import parse_config
-from .conditions import FrozenEncoders, dropped, dropped_captions
-from .encoded import EncodedBatch, EncodedSamples
-from .export import Export
-from .loader import TrainingLoader
-from .loop import TrainingRun
+from .data.conditions import FrozenEncoders, dropped, dropped_captions
+from .data.encoded import EncodedBatch, EncodedSamples
+from .data.loader import TrainingLoader
+from .data.samples import TrainingBatch
+from .data.sources import training_samples
+from .evaluation.strag_validation import generated_motion
 from .losses import (
     add_noise,
     at_latent_size,
@@ -39,14 +38,15 @@ from .losses import (
     stratified_noise_levels,
     visibility_weight,
 )
-from .objectives import Objective
 from .recipes import StragConfig
-from .samples import TrainingBatch
-from .settings import EXPORT_DTYPES
-from .sources import training_samples
-from .strag_validation import generated_motion
+from .run.blocks import set_blocks_up
+from .run.command_line import parse_config
+from .run.export import Export
+from .run.loop import TrainingRun
+from .run.objectives import Objective
+from .run.settings import EXPORT_DTYPES
+from .run.validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, show
 from .targets import normalized_motion
-from .validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, show
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -184,7 +184,7 @@ class StragGiven:
 
     @property
     def about(self) -> dict[str, object]:
-        """What encoded samples must agree with: see `training.encoded`."""
+        """What encoded samples must agree with: see `training.data.encoded`."""
         size = self.config.data.size
         return {
             "kind": "strag",

@@ -35,17 +35,17 @@ from more4d_backend.wan.latents import decode_video, encode_video
 from more4d_backend.wan.whole_clip import run_whole_clips
 from more4d_backend.weights.kinds import WeightKind
 
-from .averaging import ParameterAverage
-from .clip_pool import ClipPool
-from .convolution_layout import use_fastest_layout
-from .export import export_weights
-from .pictures import Pictures, PictureSamples, draw_pictures
-from .procedural import PROCEDURAL_RECIPES
-from .samples import SampleSize, stack_samples
-from .sources import VALIDATION_SEED
+from .data.samples import SampleSize, stack_samples
+from .data.sources import VALIDATION_SEED
+from .procedural.dataset import PROCEDURAL_RECIPES
+from .procedural.pictures import Pictures, PictureSamples, draw_pictures
+from .run.averaging import ParameterAverage
+from .run.convolution_layout import use_fastest_layout
+from .run.export import export_weights
 from .targets import normalized_motion
-from .tiny_loop import SEEDS_APART, Losses, TinyTraining, train_tiny
-from .tiny_vaes import TinyVaes
+from .tiny.clip_pool import ClipPool
+from .tiny.loop import SEEDS_APART, Losses, TinyTraining, train_tiny
+from .tiny.vaes import TinyVaes
 
 _log = logging.getLogger(__name__)
 

@@ -25,14 +25,14 @@ from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
 
-from .geo4d_pools import ClipPool, LatentPool, held_out_clips
-from .geo4d_quality import measured_quality
-from .geometry_clips import GeometryBatch
-from .settings import SettingsError
-from .time_boxes import TimeBox
-from .tiny_geo4d_settings import TinyGeo4DTraining
-from .tiny_geo4d_unet import train_unet
-from .tiny_geo4d_vae import train_vae
+from .geo4d.clips import GeometryBatch
+from .geo4d.pools import ClipPool, LatentPool, held_out_clips
+from .geo4d.quality import measured_quality
+from .geo4d.tiny_settings import TinyGeo4DTraining
+from .geo4d.tiny_unet import train_unet
+from .geo4d.tiny_vae import train_vae
+from .run.settings import SettingsError
+from .run.time_boxes import TimeBox
 
 _log = logging.getLogger(__name__)
 

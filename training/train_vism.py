@@ -28,21 +28,21 @@ from more4d_backend.wan.sampling import NUM_TRAIN_TIMESTEPS, SamplingSettings
 from more4d_backend.weights.kinds import WeightKind
 
 from . import networks
-from .blocks import set_blocks_up
-from .command_line import parse_config
-from .conditions import FrozenEncoders, dropped
-from .encoded import EncodedBatch, EncodedSamples
-from .export import Export
-from .holes import HoleSample, holes_of
-from .loader import TrainingLoader
-from .loop import TrainingRun
+from .data.conditions import FrozenEncoders, dropped
+from .data.encoded import EncodedBatch, EncodedSamples
+from .data.holes import HoleSample, holes_of
+from .data.loader import TrainingLoader
+from .data.samples import TrainingBatch
+from .data.sources import training_samples
 from .losses import add_noise, flow_matching_loss, stratified_noise_levels
-from .objectives import Objective
 from .recipes import VismConfig
-from .samples import TrainingBatch
-from .settings import EXPORT_DTYPES
-from .sources import training_samples
-from .validation import (
+from .run.blocks import set_blocks_up
+from .run.command_line import parse_config
+from .run.export import Export
+from .run.loop import TrainingRun
+from .run.objectives import Objective
+from .run.settings import EXPORT_DTYPES
+from .run.validation import (
     NOISE_LEVELS,
     ShownSample,
     ValidationSet,
@@ -135,7 +135,7 @@ class VismGiven:
 
     @property
     def about(self) -> dict[str, object]:
-        """What encoded samples must agree with: see `training.encoded`."""
+        """What encoded samples must agree with: see `training.data.encoded`."""
         size = self.config.data.size
         return {"kind": "vism", "size": [size.num_frames, size.height, size.width]}
 

@@ -24,9 +24,9 @@ import torch
 
 from more4d_backend.files import FileFormatError, replacing
 
-from .samples import SampleError, TrainingSample
-from .shards import write_shard
-from .trajscene_samples import SampleFiles, SampleLimits, convert_sample
+from .data.samples import SampleError, TrainingSample
+from .data.shards import write_shard
+from .data.trajscene_samples import SampleFiles, SampleLimits, convert_sample
 
 _log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def _is_done(archive: Path, destination: Path) -> bool:
 if __name__ == "__main__":
     import tyro
 
-    from .command_line import exit_with
+    from .run.command_line import exit_with
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     exit_with(lambda: tyro.cli(convert))

@@ -18,7 +18,7 @@ from more4d_backend.files import replacing
 from more4d_backend.rendering import RenderSettings, render
 from more4d_backend.rendering.settings import RenderMode
 from more4d_backend.scene import Cameras, Scene4D
-from training.demo_picture import demo_scene
+from training.procedural.demo_picture import demo_scene
 
 from .texts import KEYFRAMES
 

@@ -5,7 +5,7 @@
 | Sintel | training/final/SEQUENCE/frame_0001.png, training/depth/SEQUENCE/frame_0001.dpt, |
 | | training/camdata_left/SEQUENCE/frame_0001.cam |
 | TUM-dynamics | SEQUENCE/rgb.txt, SEQUENCE/rgb/TIME.png, SEQUENCE/groundtruth.txt |
-| procedural | NAME.mkv (or .mp4) beside NAME.safetensors, as `training.procedural_clips` writes |
+| procedural | NAME.mkv (or .mp4) beside NAME.safetensors, as `training.procedural.clips` writes |
 
 Nothing is read before it is asked for, and only one sequence is held at a time.
 """
@@ -149,7 +149,7 @@ class TumVideo(TrueVideo):
 
 
 class ProceduralVideo(TrueVideo):
-    """A video that `training.procedural_clips` wrote, and its true scene."""
+    """A video that `training.procedural.clips` wrote, and its true scene."""
 
     def __init__(self, path: Path) -> None:
         """Take the path of the scene."""

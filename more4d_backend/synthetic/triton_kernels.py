@@ -5,6 +5,9 @@ result, which is what lets training data be made beside the training. The formul
 `synthetic/surfaces.py`, line by line; a test holds both together. Import this where triton is.
 """
 
+# Triton's language is not Python's: what its operators take is not in its annotations.
+# pyright: reportOperatorIssue=false
+
 import inspect
 from collections.abc import Callable
 from typing import Any

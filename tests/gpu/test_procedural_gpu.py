@@ -17,15 +17,15 @@ def tensors_of(sample):
 
 @pytest.fixture(scope="module")
 def settings():
-    from training.procedural_settings import ProceduralSettings
-    from training.samples import SampleSize
+    from training.data.samples import SampleSize
+    from training.procedural.settings import ProceduralSettings
 
     return ProceduralSettings(size=SampleSize(num_frames=9, height=96, width=128))
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_sample_made_on_the_gpu_is_that_of_the_cpu_but_for_rounding(seed, settings):
-    from training.procedural import on_cpu, procedural_sample
+    from training.procedural.dataset import on_cpu, procedural_sample
 
     expected = procedural_sample(seed, settings)
     sample = procedural_sample(seed, settings, device="cuda")
@@ -45,7 +45,7 @@ def test_a_sample_made_on_the_gpu_is_that_of_the_cpu_but_for_rounding(seed, sett
 
 
 def test_a_seed_means_one_sample_to_the_last_bit_on_the_gpu(settings):
-    from training.procedural import procedural_sample
+    from training.procedural.dataset import procedural_sample
 
     one, again = (procedural_sample(3, settings, device="cuda") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(tensors_of(one), tensors_of(again), strict=True))
@@ -54,7 +54,7 @@ def test_a_seed_means_one_sample_to_the_last_bit_on_the_gpu(settings):
 @pytest.mark.parametrize("seed", range(4))
 def test_the_fused_kernels_do_what_the_plain_ones_do(seed, settings, monkeypatch):
     from more4d_backend.synthetic import casting as synthetic_casting
-    from training.procedural_scenes import draw_scene
+    from training.procedural.scenes import draw_scene
 
     if not synthetic_casting.fused_kernels_available():
         pytest.skip("the fused kernels need triton and a C compiler")

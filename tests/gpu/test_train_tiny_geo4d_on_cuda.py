@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from more4d_backend.weights.geo4d import load_geo4d
-from training.procedural_clips import ClipSettings
-from training.tiny_geo4d_settings import TinyGeo4DTraining
+from training.geo4d.tiny_settings import TinyGeo4DTraining
+from training.procedural.clips import ClipSettings
 from training.train_tiny_geo4d import train
 
 pytestmark = [

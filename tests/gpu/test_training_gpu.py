@@ -20,9 +20,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    from training.procedural import procedural_sample, procedural_tiny
-    from training.samples import SampleSize
-    from training.shards import write_shard
+    from training.data.samples import SampleSize
+    from training.data.shards import write_shard
+    from training.procedural.dataset import procedural_sample, procedural_tiny
 
     folder = tmp_path_factory.mktemp("data")
     size = SampleSize(num_frames=9, height=64, width=96)
@@ -55,8 +55,8 @@ def _losses(output: Path) -> list[float]:
 def test_every_trainer_runs_in_bfloat16_and_resumes(trainer, recipe, checkpointing, data, tmp_path):
     from importlib import import_module
 
+    from training.data.samples import SampleSize
     from training.recipes import RECIPES
-    from training.samples import SampleSize
 
     train = import_module(f"training.train_{trainer}").train
 

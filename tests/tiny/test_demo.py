@@ -16,7 +16,7 @@ from more4d_backend.files.images import load_image, save_image
 from more4d_backend.files.videos import load_mask_video, load_video
 from more4d_backend.motion import OWN_MOTION, normalize_motion
 from more4d_backend.scene_files import load_scene
-from training.demo_picture import (
+from training.procedural.demo_picture import (
     DEMO_SEED,
     FIRST_HELD_OUT_SEED,
     LEAST_MOTION_PX,
@@ -24,7 +24,7 @@ from training.demo_picture import (
     largest_motion_px,
     write,
 )
-from training.settings import SettingsError
+from training.run.settings import SettingsError
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 

@@ -20,7 +20,7 @@ def make_sample() -> Callable:
     """Return a function of (seed, frames, height, width, novel) that makes a random sample."""
     from more4d_backend.geometry import intrinsics_from_focal, rigid
     from more4d_backend.scene import Cameras
-    from training.samples import TrainingSample
+    from training.data.samples import TrainingSample
 
     def cameras(frames: int, height: int, width: int, sideways: float) -> Cameras:
         translation = torch.zeros(frames, 3)
@@ -64,7 +64,7 @@ def make_synthetic_sample() -> Callable:
     """Return a function of (seed, frames, height, width, novel) that renders a small world."""
     from more4d_backend.camera_paths import PathSettings, make_path
     from more4d_backend.synthetic import make_world
-    from training.samples import TrainingSample
+    from training.data.samples import TrainingSample
 
     def make(seed=0, frames=5, height=32, width=48, novel=False) -> TrainingSample:
         world = make_world(seed)
@@ -110,7 +110,7 @@ def _fresh_accelerator():
 @pytest.fixture(scope="session")
 def small_data(make_synthetic_sample, tmp_path_factory) -> Path:
     """Return a folder with `train` and `validation` of worlds, 5 frames of 32x48."""
-    from training.shards import write_shard
+    from training.data.shards import write_shard
 
     folder = tmp_path_factory.mktemp("data")
     worlds = (make_synthetic_sample(seed, novel=True) for seed in range(8))
@@ -123,7 +123,7 @@ def small_data(make_synthetic_sample, tmp_path_factory) -> Path:
 @pytest.fixture
 def small(small_data, tmp_path) -> Callable:
     """Return a function that brings a recipe to test size: `small(recipe, num_steps, **run)`."""
-    from training.samples import SampleSize
+    from training.data.samples import SampleSize
 
     def make(recipe: Callable, num_steps: int, output: str = "run", **run):
         config = recipe(small_data, tmp_path / output)

@@ -7,10 +7,10 @@ import torch
 from more4d_backend.strag.profile import OWN
 from training import ablations
 from training.ablations import COLUMNS, VARIANTS, ablate, finished, save, table
-from training.checkpoints import CheckpointError
 from training.networks import strag_profile
 from training.recipes import Ablation, strag_tiny
-from training.settings import SettingsError
+from training.run.checkpoints import CheckpointError
+from training.run.settings import SettingsError
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def test_sampling_undoes_the_normalisation_that_was_trained(config, small_data):
     # A motion VAE that loses nothing, told the truth.
     from more4d_backend.strag.lifted import lift_fitted, moved_scene
     from more4d_backend.wan.fitting import fit_to_size
-    from training.loader import TrainingLoader
-    from training.shards import ShardDataset
+    from training.data.loader import TrainingLoader
+    from training.data.shards import ShardDataset
     from training.targets import normalized_motion
 
     dataset = ShardDataset(small_data / "train", config.data.size)

@@ -19,7 +19,7 @@ from training.evaluate_geo4d import (
     draw_videos,
     evaluate,
 )
-from training.procedural_clips import ClipSettings
+from training.procedural.clips import ClipSettings
 
 pytest.importorskip("evo", reason='pose errors need evo: pip install "more4d[evaluation]"')
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from training import evaluate_tiny as module
+from training.data.samples import SampleSize
 from training.evaluate_tiny import TinyEvaluation, evaluate_tiny
-from training.procedural_settings import ProceduralSettings
-from training.samples import SampleSize
+from training.procedural.settings import ProceduralSettings
 
 
 @pytest.fixture

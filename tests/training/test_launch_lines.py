@@ -8,8 +8,8 @@ import pytest
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from training.command_line import parse_config
 from training.recipes import MotionVaeConfig, StragConfig, VismConfig
+from training.run.command_line import parse_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = sorted((ROOT / "training" / "launch").glob("*.yaml"))

@@ -20,7 +20,7 @@ from training.recipes import (
     vism_own,
     vism_tiny_lora,
 )
-from training.settings import SettingsError
+from training.run.settings import SettingsError
 
 HERE = Path("data"), Path("run")
 TOY = StragSize(
@@ -188,7 +188,7 @@ def test_training_begins_from_fun_control_with_omnimae(fun_control):
 
 def test_training_goes_on_from_a_strag_file(tmp_path):
     from more4d_backend.weights.kinds import WeightKind
-    from training.export import export_weights
+    from training.run.export import export_weights
 
     config = strag_tiny(*HERE)
     first = networks.strag_to_train(config)

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoints import plain
-from training.command_line import parse_config
 from training.recipes import RECIPES, Dropouts, StragConfig, VismConfig
-from training.settings import SettingsError, TrainerSettings
+from training.run.checkpoints import plain
+from training.run.command_line import parse_config
+from training.run.settings import SettingsError, TrainerSettings
 
 ALL = [(trainer, name) for trainer, recipes in RECIPES.items() for name in recipes]
 

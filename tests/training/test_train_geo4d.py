@@ -10,9 +10,9 @@ from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
 from training import train_geo4d, train_geo4d_points
-from training.clip_loader import ClipLoader
-from training.geo4d_objectives import ModalityWeights
-from training.geo4d_recipes import (
+from training.geo4d.loader import ClipLoader
+from training.geo4d.objectives import ModalityWeights
+from training.geo4d.recipes import (
     GEO4D_RECIPES,
     POINTS_ONLY,
     ClipSources,
@@ -23,8 +23,8 @@ from training.geo4d_recipes import (
     parse_geo4d_config,
     point_decoder_tiny,
 )
-from training.procedural_clips import ClipSettings
-from training.settings import SettingsError
+from training.procedural.clips import ClipSettings
+from training.run.settings import SettingsError
 
 # The loop is annotated for the batches of the other trainers.
 pytestmark = pytest.mark.usefixtures("as_users_run_it")

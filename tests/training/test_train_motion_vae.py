@@ -6,11 +6,11 @@ import torch
 
 from more4d_backend.strag.profile import OWN
 from more4d_backend.weights.model_loading import load_motion_vae
-from training.loader import TrainingLoader
+from training.data.loader import TrainingLoader
+from training.data.shards import ShardDataset
 from training.losses import visibility_weight
 from training.networks import motion_vae_to_train
 from training.recipes import motion_vae_tiny
-from training.shards import ShardDataset
 from training.targets import normalized_motion
 from training.train_motion_vae import MotionVaeObjective, train
 
@@ -126,7 +126,7 @@ def test_the_first_steps_use_the_squared_error(small, monkeypatch):
 
 
 def test_the_decoder_has_its_own_learning_rate(small, monkeypatch):
-    from training.loop import TrainingRun
+    from training.run.loop import TrainingRun
 
     runs = []
     prepare = TrainingRun.prepare

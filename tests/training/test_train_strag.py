@@ -6,9 +6,9 @@ from safetensors import safe_open
 
 from more4d_backend.weights.model_loading import load_byte_text, load_strag
 from training import networks, train_strag
-from training.loader import TrainingLoader
+from training.data.loader import TrainingLoader
+from training.data.shards import ShardDataset
 from training.recipes import Ablation, Dropouts, strag_tiny
-from training.shards import ShardDataset
 from training.train_strag import StragGiven, StragObjective, train
 
 

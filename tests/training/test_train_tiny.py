@@ -8,17 +8,19 @@ from safetensors.torch import load_file
 
 from more4d_backend.strag.profile import OWN
 from more4d_backend.weights.model_loading import load_motion_vae, load_wan_vae
-from training import tiny_loop, tiny_vaes, train_tiny
-from training.averaging import ParameterAverage
-from training.clip_pool import ClipPool
-from training.convolution_layout import set_layout, use_fastest_layout
-from training.generated import GeneratedBatches
-from training.pictures import Pictures
-from training.procedural import procedural_sample, procedural_tiny
-from training.procedural_settings import ProceduralSettings
-from training.run_errors import NotFiniteError
-from training.samples import SampleSize
-from training.tiny_vaes import TinyVaes
+from training import train_tiny
+from training.data.samples import SampleSize
+from training.procedural.dataset import procedural_sample, procedural_tiny
+from training.procedural.generated import GeneratedBatches
+from training.procedural.pictures import Pictures
+from training.procedural.settings import ProceduralSettings
+from training.run.averaging import ParameterAverage
+from training.run.convolution_layout import set_layout, use_fastest_layout
+from training.run.errors import NotFiniteError
+from training.tiny import loop as tiny_loop
+from training.tiny import vaes as tiny_vaes
+from training.tiny.clip_pool import ClipPool
+from training.tiny.vaes import TinyVaes
 
 
 @pytest.fixture(autouse=True)

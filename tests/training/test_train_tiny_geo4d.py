@@ -10,14 +10,14 @@ from torch import nn
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
-from training import time_boxes
-from training.geo4d_pools import LatentPool
-from training.procedural_clips import ClipSettings
-from training.run_errors import NotFiniteError
-from training.settings import SettingsError
-from training.time_boxes import TimeBox, Updates, optimize
-from training.tiny_geo4d_settings import PhaseEnds, TinyGeo4DTraining
-from training.tiny_geo4d_unet import drawn_timesteps, train_unet
+from training.geo4d.pools import LatentPool
+from training.geo4d.tiny_settings import PhaseEnds, TinyGeo4DTraining
+from training.geo4d.tiny_unet import drawn_timesteps, train_unet
+from training.procedural.clips import ClipSettings
+from training.run import time_boxes
+from training.run.errors import NotFiniteError
+from training.run.settings import SettingsError
+from training.run.time_boxes import TimeBox, Updates, optimize
 from training.train_tiny_geo4d import FILE_NAME, train
 
 SMALL = TinyGeo4DTraining(

@@ -7,10 +7,10 @@ import torch
 from more4d_backend.vism.lora import load_lora
 from more4d_backend.weights.model_loading import load_wan_transformer
 from training import networks
-from training.holes import HoleSettings, holes_of
-from training.loader import TrainingLoader
+from training.data.holes import HoleSettings, holes_of
+from training.data.loader import TrainingLoader
+from training.data.shards import ShardDataset
 from training.recipes import vism_tiny, vism_tiny_lora
-from training.shards import ShardDataset
 from training.train_vism import VismGiven, VismObjective, train
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from more4d_backend.geometry import project
-from training.lossless_video import encode_video
-from training.shards import ShardDataset
+from training.data.lossless_video import encode_video
+from training.data.shards import ShardDataset
+from training.data.trajscene_samples import GRID_HW
 from training.trajscene import convert, convert_archive
-from training.trajscene_samples import GRID_HW
 
 HEIGHT, WIDTH = GRID_HW
 FRAMES = 3
@@ -299,7 +299,7 @@ def test_the_folder_command_continues_where_it_stopped_and_tells_of_damage(tmp_p
 
 
 def test_limits_are_settings(tmp_path):
-    from training.trajscene_samples import SampleLimits
+    from training.data.trajscene_samples import SampleLimits
 
     archive = _archive(tmp_path / "in", _files("000001", **_scaled(1.5)))
     wide = replace(SampleLimits(), max_scale_jump=2.0)

@@ -1,0 +1,1 @@
+"""Training data: samples, shards, loaders, encoded samples, and what is made of them."""

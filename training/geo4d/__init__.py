@@ -1,0 +1,1 @@
+"""What the Geo4D trainers are made of: clips, data sets, losses, recipes, quality."""

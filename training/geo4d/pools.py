@@ -1,0 +1,199 @@
+"""Clips and their latents on the device, for the trainer of the embedded Geo4D."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from more4d_backend.geo4d.vae import Geo4DVAE
+
+from ..procedural.clips import ProceduralClips
+from .clips import GeometryBatch, GeometryClip, exact, stack_clips
+from .objectives import geometry_latents, video_latents
+from .tiny_settings import HELD_OUT, SEEDS_APART, TinyGeo4DTraining
+
+CLIPS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipPool:
+    """Clips on the device, as small as they are exact enough."""
+
+    batch: GeometryBatch
+    """Depth in half precision."""
+
+    @classmethod
+    def drawn(cls, training: TinyGeo4DTraining, *, seconds: float = math.inf) -> "ClipPool":
+        """Draw as many clips as the settings say, or as many as there is time for."""
+        start, parts = time.perf_counter(), []
+        for batch in drawn_clips(training):
+            parts.append(_halved(batch))
+            if time.perf_counter() - start > seconds:
+                break
+
+        def joined(read: Callable[[GeometryBatch], Tensor]) -> Tensor:
+            return torch.cat([read(part) for part in parts])
+
+        return cls(
+            batch=GeometryBatch(
+                names=tuple(name for part in parts for name in part.names),
+                video=joined(lambda part: part.video),
+                depth=joined(lambda part: part.depth),
+                valid=joined(lambda part: part.valid),
+                intrinsics=joined(lambda part: part.intrinsics),
+                world_to_camera=joined(lambda part: part.world_to_camera),
+            )
+        )
+
+    def __len__(self) -> int:
+        return self.batch.num_samples
+
+    def clips(self, chosen: Tensor) -> GeometryBatch:
+        """Return some clips, with depth in float32."""
+        batch = self.batch
+        return GeometryBatch(
+            names=tuple(batch.names[i] for i in chosen.tolist()),
+            video=batch.video[chosen],
+            depth=batch.depth[chosen].float(),
+            valid=batch.valid[chosen],
+            intrinsics=batch.intrinsics[chosen],
+            world_to_camera=batch.world_to_camera[chosen],
+        )
+
+    def in_parts(self, count: int | None = None) -> Iterator[GeometryBatch]:
+        """Yield all clips, or the first so many, in their order."""
+        for part in torch.arange(min(len(self), count or len(self))).split(CLIPS_AT_ONCE):
+            yield self.clips(part.to(self.batch.depth.device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentPool:
+    """What the UNet is trained on, in half precision."""
+
+    video: Float[Tensor, "window 4 frame height width"]
+    """What it is shown."""
+
+    geometry: Float[Tensor, "window 16 frame height width"]
+    """What it is to predict."""
+
+    @classmethod
+    def encoded(
+        cls,
+        vae: Geo4DVAE,
+        pool: ClipPool,
+        training: TinyGeo4DTraining,
+        generator: torch.Generator,
+        *,
+        seconds: float = math.inf,
+    ) -> "LatentPool":
+        """Encode all clips as they are, then in as many variants as there is time for."""
+        start, video, geometry = time.perf_counter(), [], []
+        for variant in range(training.variants):
+            for batch in pool.in_parts():
+                if variant > 0 and time.perf_counter() - start > seconds:
+                    break
+                if variant > 0:
+                    batch = varied(batch, generator, mirrored=variant % 2 == 1)
+                with training.autocast():
+                    video.append(video_latents(vae, batch.pictures()).half())
+                    geometry.append(geometry_latents(vae, batch.images()).half())
+        return cls(video=torch.cat(video), geometry=torch.cat(geometry))
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def variance(self) -> Float[Tensor, " channel"]:
+        """Return how much each channel of geometry differs between windows, frame and place alike.
+
+        What all windows have in common needs no video to be told.
+        """
+        some = self.geometry[: min(len(self), 1024)].float()
+        return some.var(0, unbiased=False).mean((1, 2, 3))
+
+
+def varied(batch: GeometryBatch, generator: torch.Generator, *, mirrored: bool) -> GeometryBatch:
+    """Another clip of the same world: perhaps mirrored, backwards, in other colours."""
+    if mirrored:
+        # x turns round: in the picture, and in the coordinates of every camera and the world.
+        turn = batch.depth.new_tensor([-1.0, 1.0, 1.0, 1.0]).diag()
+        with exact(turn):
+            mirrored_poses = turn @ batch.world_to_camera @ turn
+        intrinsics = batch.intrinsics.clone()
+        intrinsics[..., 0, 2] = batch.depth.shape[-1] - intrinsics[..., 0, 2]
+        batch = replace(
+            batch,
+            video=batch.video.flip(3),
+            depth=batch.depth.flip(3),
+            valid=batch.valid.flip(3),
+            intrinsics=intrinsics,
+            world_to_camera=mirrored_poses,
+        )
+    device = batch.depth.device
+    if torch.rand(1, generator=generator, device=device) < 0.5:
+        batch = replace(
+            batch,
+            video=batch.video.flip(1),
+            depth=batch.depth.flip(1),
+            valid=batch.valid.flip(1),
+            intrinsics=batch.intrinsics.flip(1),
+            world_to_camera=batch.world_to_camera.flip(1),
+        )
+    order = torch.randperm(3, generator=generator, device=device)
+    gain = 0.75 + 0.5 * torch.rand(
+        batch.num_samples, 1, 1, 1, 3, generator=generator, device=device
+    )
+    colors = (batch.video[..., order].float() * gain).round().clamp(0, 255).to(torch.uint8)
+    return replace(batch, video=colors)
+
+
+def drawn_clips(training: TinyGeo4DTraining) -> Iterator[GeometryBatch]:
+    """Draw the clips of the training's seed; yield them in batches on its device."""
+    yield from _drawn(training, training.seed * SEEDS_APART, training.pool_size)
+
+
+def held_out_clips(training: TinyGeo4DTraining, count: int) -> list[GeometryBatch]:
+    """Draw clips that no trainer uses."""
+    return list(_drawn(training, HELD_OUT, count))
+
+
+def _drawn(training: TinyGeo4DTraining, first_seed: int, num_clips: int) -> Iterator[GeometryBatch]:
+    device = torch.device(training.device)
+    workers = min(training.workers, -(-num_clips // CLIPS_AT_ONCE))
+    loader = DataLoader(
+        ProceduralClips(training.clips, num_clips=num_clips, first_seed=first_seed, device=device),
+        batch_size=min(CLIPS_AT_ONCE, num_clips),
+        num_workers=workers,
+        collate_fn=_as_arrays,
+        # A forked process could not use the GPU.
+        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=2 if workers else None,
+        generator=torch.Generator().manual_seed(0),
+    )
+    for arrays in loader:
+        yield _as_batch(arrays).to(device)
+
+
+def _halved(batch: GeometryBatch) -> GeometryBatch:
+    # Beyond what half precision holds there is only sky, which is not valid.
+    return replace(batch, depth=batch.depth.where(batch.valid, 1.0).half())
+
+
+def _as_arrays(clips: list[GeometryClip]) -> dict[str, Any]:
+    # Arrays go through a pipe; tensors would need more shared memory than containers give.
+    batch = _halved(stack_clips(clips))
+    named = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return {n: v.cpu().numpy() if isinstance(v, Tensor) else v for n, v in named.items()}
+
+
+def _as_batch(arrays: dict[str, Any]) -> GeometryBatch:
+    tensors: dict[str, Any] = {
+        n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in arrays.items()
+    }
+    return GeometryBatch(**tensors)

@@ -1,0 +1,1 @@
+"""Procedural training samples: scenes, actors and captions from a seed."""

@@ -1,0 +1,1 @@
+"""How the embedded parts are trained that the three trainers take as given."""
