@@ -121,7 +121,7 @@ class ZeroThreeFragments:
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Yield fragments; copies on the GPU where the optimiser is offloaded."""
-        from deepspeed.utils import safe_get_local_fp32_param
+        from deepspeed.utils import safe_get_local_fp32_param  # pyright: ignore[reportMissingImports]
 
         for name, parameter in self.parameters.items():
             yield name, safe_get_local_fp32_param(parameter).detach()
@@ -129,7 +129,7 @@ class ZeroThreeFragments:
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into both kinds of fragments."""
-        from deepspeed.utils import safe_set_local_fp32_param
+        from deepspeed.utils import safe_set_local_fp32_param  # pyright: ignore[reportMissingImports]
 
         for name, parameter in self.parameters.items():
             safe_set_local_fp32_param(parameter, values[name].to(parameter.device))
