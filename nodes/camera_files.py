@@ -8,7 +8,16 @@ from ..more4d_backend.camera_files import CAMERA_FORMATS, save_cameras
 from ..more4d_backend.camera_paths.keyframes import keyframes_from_cameras, save_keyframes
 from ..more4d_backend.camera_paths.sources import path_from
 from .camera import CATEGORY, frames_input, scene_input
-from .folders import check_prefix, file_at, fingerprint, listed_files, new_output, refusal, shown
+from .folders import (
+    check_prefix,
+    file_at,
+    fingerprint,
+    listed_files,
+    new_output,
+    prefix_input,
+    refusal,
+    shown,
+)
 from .types import CameraPathType
 
 _FILE_SUFFIXES = (".json", ".npz", ".txt", ".tum")
@@ -83,9 +92,7 @@ class More4DCameraSave(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 CameraPathType.Input("camera_path", tooltip="The path to write."),
-                io.String.Input("filename_prefix", default="more4d/camera",
-                                tooltip="Name in the output folder, without ending; a number is "
-                                "added."),
+                prefix_input("more4d/camera"),
                 io.Combo.Input("format", options=["keyframes", *CAMERA_FORMATS],
                                tooltip="keyframes: few poses, to be edited. transforms: nerfstudio "
                                "and Blender. npz: everything, exactly. colmap is a folder."),

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import folder_paths
+from comfy_api.latest import io
 
 from ..more4d_backend.files import OutputError
 
@@ -53,6 +55,14 @@ def fingerprint(name: str | None) -> tuple[str, int, int] | None:
         return None
     state = file_at(name).stat()
     return name, state.st_size, state.st_mtime_ns
+
+
+def prefix_input(default: str) -> Any:
+    """Return the input for what `new_output` takes."""
+    return io.String.Input(
+        "filename_prefix", default=default,
+        tooltip="Name in the output folder, without ending; a number is added.",
+    )  # fmt: skip
 
 
 def check_prefix(prefix: str) -> None:

@@ -19,7 +19,16 @@ from ..more4d_backend.scene_files.formats import (
 )
 from ..more4d_backend.scene_files.points import save_gaussian_ply, save_ply
 from .convert import DA3Geometry, MoGeGeometry, host_geometry, host_splat
-from .folders import check_prefix, file_at, fingerprint, listed_files, new_output, refusal, shown
+from .folders import (
+    check_prefix,
+    file_at,
+    fingerprint,
+    listed_files,
+    new_output,
+    prefix_input,
+    refusal,
+    shown,
+)
 from .memory import report_progress
 from .types import SceneType
 
@@ -78,7 +87,7 @@ class More4DSceneSave(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 SceneType.Input("scene", tooltip="The scene to write."),
-                _prefix_input("more4d/scene"),
+                prefix_input("more4d/scene"),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="Name in the output folder.")],
         )
@@ -112,7 +121,7 @@ class More4DSceneExport(io.ComfyNode):
                 io.Combo.Input("format", options=list(_EXPORT_FORMATS),
                                tooltip="ply and gaussians: a folder with one file per frame. usd: "
                                "moving points and camera (needs usd-core). tapvid3d: tracks."),
-                _prefix_input("more4d/export"),
+                prefix_input("more4d/export"),
                 _frame_input(_ALL_FRAMES, "-1 writes all"),
             ],
             outputs=[io.String.Output(display_name="file", tooltip="Name in the output folder.")],
@@ -229,13 +238,6 @@ class More4DSceneFromGeometry(io.ComfyNode):
             progress=report_progress(),
         )
         return io.NodeOutput(scene)
-
-
-def _prefix_input(default: str) -> Any:
-    return io.String.Input(
-        "filename_prefix", default=default,
-        tooltip="Name in the output folder, without ending; a number is added.",
-    )  # fmt: skip
 
 
 def _frame_input(default: int, extra: str) -> Any:

@@ -21,6 +21,7 @@ from .benchmark_readers import (
     TumVideo,
     depth_of_scene,
 )
+from .comparison import DEPTH_ERROR_COLUMNS
 from .depth import Alignment
 from .poses import pose_errors, still_rotation_deg, straight_line_ate
 from .tables import Column, EvaluationError, EvaluationReport, Ratio, SampleRow, Value
@@ -39,12 +40,7 @@ Make = Callable[[TrueVideo, Path], None]
 """Reconstructs a video and writes its scene."""
 
 _DEPTH_COLUMNS = (
-    Column(name="AbsRel", better="lower"),
-    Column(name="SqRel", better="lower"),
-    Column(name="RMSE", better="lower"),
-    Column(name="within 1.25", unit="%", digits=1, better="higher"),
-    Column(name="within 1.25^2", unit="%", digits=1, better="higher"),
-    Column(name="within 1.25^3", unit="%", digits=1, better="higher"),
+    *DEPTH_ERROR_COLUMNS,
     Column(name="constant within 1.25", unit="%", digits=1),
 )
 _CAMERA_COLUMNS = (

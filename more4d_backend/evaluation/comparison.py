@@ -59,13 +59,16 @@ VIDEO_NOTES = (
     "right, more flickers, less is blurred or frozen. Change error: mean difference of changes.",
 )
 
-DEPTH_COLUMNS = (
+DEPTH_ERROR_COLUMNS = (
     Column(name="AbsRel", better="lower"),
     Column(name="SqRel", better="lower"),
     Column(name="RMSE", better="lower"),
     Column(name="within 1.25", unit="%", digits=1, better="higher"),
     Column(name="within 1.25^2", unit="%", digits=1, better="higher"),
     Column(name="within 1.25^3", unit="%", digits=1, better="higher"),
+)
+DEPTH_COLUMNS = (
+    *DEPTH_ERROR_COLUMNS,
     Column(name="constant AbsRel", better=""),
     Column(name="fov error", unit="deg", digits=2, better="lower", summary="median"),
 )

@@ -35,5 +35,5 @@ class Objective(nn.Module):
             return self.losses(*args, **kwargs) if inside is None else (inside(),)
 
     def losses(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the loss of each sample."""
+        """Return the loss of each sample; every objective has its own."""
         raise NotImplementedError
