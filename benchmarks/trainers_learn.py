@@ -12,7 +12,7 @@ import argparse
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def small(config: Any, num_steps: int, batch_size: int) -> Any:
 
 
 def measure(
-    name: str, config: Any, train: Callable[[Any], Path], start: torch.nn.Module, prefix: str
+    name: str, config: Any, train: Callable[[Any], Path], start: Mapping[str, torch.nn.Module]
 ) -> bool:
     """Train, print one line, and return whether the aims are met."""
     train(config)
@@ -63,8 +63,8 @@ def measure(
     losses = [m["validation/loss"] for m in map(json.loads, lines) if "validation/loss" in m]
     steps = config.run.num_steps
     trained = load_file(config.run.output / f"checkpoint-{steps:08d}" / "trainable.safetensors")
-    before = dict(start.named_parameters())
-    moved = sum(not torch.equal(t, before[n.removeprefix(prefix)]) for n, t in trained.items())
+    before = dict(torch.nn.ModuleDict(dict(start)).named_parameters())
+    moved = sum(not torch.equal(t, before[n]) for n, t in trained.items())
     ratio = losses[-1] / losses[0]
     print(
         f"{name:12} {steps} steps: loss {losses[0]:.4f} -> {losses[-1]:.4f}, "
@@ -89,20 +89,23 @@ def main() -> int:
             output, steps = data / name, args.num_steps
             if name == "motion-vae":
                 config = small(motion_vae_tiny(data, output), steps, 2)
-                start, train = networks.motion_vae_to_train(config), train_motion_vae.train
-                good.append(measure(name, config, train, start, "motion_vae."))
+                start = {"motion_vae": networks.motion_vae_to_train(config)}
+                good.append(measure(name, config, train_motion_vae.train, start))
             elif name == "strag":
                 config = small(strag_tiny(data, output), steps, 2)
-                start, train = networks.strag_to_train(config), train_strag.train
-                good.append(measure(name, config, train, start, "transformer."))
+                start: dict[str, torch.nn.Module] = {"transformer": networks.strag_to_train(config)}
+                if config.train_text:
+                    seed = config.run.seed
+                    start["text_encoder"] = networks.text_encoder_to_train(config.weights, seed)
+                good.append(measure(name, config, train_strag.train, start))
             else:
                 config = small(vism_tiny(data, output), steps, 2)
                 if name == "vism-lora":
                     base = train_vism.train(small(vism_tiny(data, data / "base"), 25, 2))
                     config = small(vism_tiny_lora(data, output), steps, 4)
                     config = replace(config, weights=replace(config.weights, base=base))
-                start = networks.vism_to_train(config)
-                good.append(measure(name, config, train_vism.train, start, "transformer."))
+                start = {"transformer": networks.vism_to_train(config)}
+                good.append(measure(name, config, train_vism.train, start))
     return 0 if all(good) else 1
 
 
