@@ -19,8 +19,6 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from geo4d_alignment_reference import ITERATIONS, align_like_the_reference
-from geo4d_profile import profiled
 from torch import Tensor
 
 from more4d_backend.evaluation.depth import depth_errors
@@ -32,6 +30,9 @@ from more4d_backend.geo4d.synthetic_windows import Corruption, window_starts, wi
 from more4d_backend.geometry import align_similarity, invert_rigid, look_at
 from more4d_backend.scene import Cameras
 from more4d_backend.synthetic import SyntheticView, SyntheticWorld, make_world
+
+from .geo4d_alignment_reference import ITERATIONS, align_like_the_reference
+from .geo4d_profile import profiled
 
 NUM_FRAMES = 60
 MAX_ABS_REL, MAX_ATE_SHARE, MAX_RPE_DEG, MIN_SPEEDUP = 0.015, 0.01, 0.15, 10

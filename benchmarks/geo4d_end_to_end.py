@@ -24,8 +24,6 @@ from itertools import pairwise
 from statistics import fmean
 
 import torch
-from geo4d_alignment import NUM_FRAMES, Accuracy, accuracy, make_windows
-from geo4d_profile import ProfiledStages
 from torch import Tensor
 
 from more4d_backend.geo4d.alignment import align_windows
@@ -35,6 +33,9 @@ from more4d_backend.geo4d.predictions import RayMaps, WindowPrediction
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.geo4d.speed import compile_networks
 from more4d_backend.geo4d.video import PictureVideo, Video, VideoFile
+
+from .geo4d_alignment import NUM_FRAMES, Accuracy, accuracy, make_windows
+from .geo4d_profile import ProfiledStages
 
 AIM_S, AIM_GIB = 0.19, 16.0
 FPS = 24.0

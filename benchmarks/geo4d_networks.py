@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from geo4d_profile import profiled
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -35,6 +34,8 @@ from more4d_backend.geo4d.group_norm import group_norm_plain
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.geo4d.speed import compile_networks
+
+from .geo4d_profile import profiled
 
 Work = Callable[[], Tensor]
 

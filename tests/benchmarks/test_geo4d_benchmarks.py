@@ -11,7 +11,15 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_part_is_timed_and_a_whole_video_added_up(tmp_path):
     out = tmp_path / "figures.json"
-    command = [sys.executable, "benchmarks/geo4d_networks.py", "--size", "toy", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.geo4d_networks",
+        "--size",
+        "toy",
+        "--device",
+        "cpu",
+    ]
     command += ["--height", "32", "--width", "48", "--repeats", "1", "--output", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
