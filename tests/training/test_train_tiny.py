@@ -1,5 +1,6 @@
 """The embedded parts are trained here on stand-in clips, a few updates long."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -45,8 +46,13 @@ def pool():
 def training(monkeypatch, pool, tmp_path):
     monkeypatch.setattr(ClipPool, "filled", classmethod(lambda _cls, *_: pool))
     monkeypatch.setattr(train_tiny, "_pictures", lambda _training: None)
-    monkeypatch.setattr(train_tiny, "_CROP", SampleSize(num_frames=5, height=32, width=32))
-    monkeypatch.setattr(train_tiny, "_NUM_CROPS", (3, 4))
+    for name, frames, size in (("_SHORT", 5, 32), ("_LONG", 9, 32), ("_WHOLE", 17, 64)):
+        crops = train_tiny._Crops(
+            size=SampleSize(num_frames=frames, height=size, width=size),
+            num_pictures=3,
+            num_motions=4,
+        )
+        monkeypatch.setattr(train_tiny, name, crops)
     monkeypatch.setattr(train_tiny, "_WHOLE_SHARE", 0.5)
     small = replace(procedural_tiny(), size=SampleSize(num_frames=5, height=32, width=48))
     monkeypatch.setitem(train_tiny.PROCEDURAL_RECIPES, "tiny", lambda: small)
@@ -74,6 +80,31 @@ def test_both_vaes_are_written_and_load(training):
         decoded.append(model.decode(model.encode(clip)))
     # The embedded file is rounded to bfloat16; measured 0.02.
     assert (decoded[0] - decoded[1]).norm() < 0.1 * decoded[0].norm()
+
+
+def test_clips_grow_in_the_course_of_the_training():
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        {train_tiny._crops(progress, generator) for _ in range(20)} for progress in (0.1, 0.7, 0.95)
+    ]
+    short, long, whole = train_tiny._SHORT, train_tiny._LONG, train_tiny._WHOLE
+    assert drawn == [{short}, {short, long}, {whole}]
+    assert whole.size == procedural_tiny().size
+    assert long.size.num_frames == whole.size.num_frames > short.size.num_frames
+
+
+def test_what_is_told_at_the_end_is_of_the_weights_that_are_written(training, monkeypatch):
+    told, measured = [], train_tiny._measured
+
+    def keeping(model, clips):
+        told.append((measured(model, clips), copy.deepcopy(model), clips))
+        return told[0][0]
+
+    monkeypatch.setattr(train_tiny, "_measured", keeping)
+    train_tiny.train_vaes(replace(training, precision="bf16"))
+    said, model, clips = told[0]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert said == measured(model, clips)
 
 
 def test_latents_of_both_vaes_have_mean_zero_and_std_one(training, pool):
