@@ -2,6 +2,7 @@
 
     python -m training.train_tiny draw --output runs/tiny --count 8000
     python -m training.train_tiny vae --output runs/tiny --minutes 10 --compile
+    python -m training.train_tiny vae --start runs/tiny --seed 2 --output runs/longer --minutes 10
     python -m training.train_tiny depth --output runs/tiny --minutes 3
     python -m training.train_tiny embed --name strag --source S.safetensors --recipe "..."
 
@@ -24,6 +25,7 @@ from einops import rearrange
 from torch import Tensor
 
 from more4d_backend.strag.profile import OWN
+from more4d_backend.tiny import relative_path
 from more4d_backend.tiny.depth_network import DepthNetwork
 from more4d_backend.tiny.writing import (
     copy_embedded,
@@ -34,6 +36,7 @@ from more4d_backend.tiny.writing import (
 from more4d_backend.wan.latents import decode_video, encode_video
 from more4d_backend.wan.whole_clip import run_whole_clips
 from more4d_backend.weights.kinds import WeightKind
+from more4d_backend.weights.model_loading import load_motion_vae, load_wan_vae
 
 from .data.samples import SampleSize, stack_samples
 from .data.sources import VALIDATION_SEED
@@ -42,6 +45,7 @@ from .procedural.pictures import Pictures, PictureSamples, draw_pictures
 from .run.averaging import ParameterAverage
 from .run.convolution_layout import use_fastest_layout
 from .run.export import export_weights
+from .run.settings import SettingsError
 from .targets import normalized_motion
 from .tiny.clip_pool import ClipPool
 from .tiny.loop import SEEDS_APART, Losses, TinyTraining, train_tiny
@@ -73,6 +77,7 @@ _LONG_SHARE = 0.55
 only short ones fail beyond their length: R 0.19 on 9 frames was 2.1 on 49."""
 _WHOLE_SHARE = 0.92
 """Of the training: after it all updates are on whole clips."""
+_START_NAME = "motion_vae_start.safetensors"
 
 
 RECIPES = {
@@ -151,24 +156,26 @@ def train_vaes(training: TinyTraining) -> None:
     """Train both VAEs on parts of a pool of clips, and write them with their statistics folded in.
 
     Most updates are on small and short parts, because what is hard is the edges of motion, which
-    are everywhere; then long parts come in between, and the last updates are on whole clips.
+    are everywhere; then long parts come in between, and the last updates are on whole clips. A
+    training that goes on from another one has long parts from the start.
     """
     torch.manual_seed(training.seed)
-    model = TinyVaes().to(training.device)
+    model = (_continued(training.start) if training.start else TinyVaes()).to(training.device)
     generator = torch.Generator(training.device).manual_seed(training.seed)
     pool = ClipPool.filled(_pictures(training), training.batches(), OWN.motion)
     held_out = _held_out(training)
     _log.info("%d scenes and %d videos to learn from", len(pool.motion), len(pool.video))
     is_compiled = training.compile
+    long_share = 0.0 if training.start else _LONG_SHARE
 
     def losses(progress: float, average: ParameterAverage) -> Losses:
         nonlocal is_compiled
         if progress >= _SPLIT_SHARE and not model.is_split:
             model.split_decoders(average)
-        if progress >= _LONG_SHARE and is_compiled:
+        if progress >= long_share and is_compiled:
             is_compiled = False  # to compile for each other size takes as long as it would save
             _run_whole_clips(model)
-        return _crop_losses(model, pool, generator, _crops(progress, generator))
+        return _crop_losses(model, pool, generator, _crops(progress, long_share, generator))
 
     _run_whole_clips(model)
     if generator.device.type == "cuda":
@@ -188,8 +195,14 @@ def train_vaes(training: TinyTraining) -> None:
             _log.info("On other samples: %s", _measured(model, held_out))
 
 
-def _crops(progress: float, generator: torch.Generator) -> _Crops:
-    if progress < _LONG_SHARE:
+def _continued(folder: Path) -> TinyVaes:
+    rgb = load_wan_vae(folder / relative_path("wan_vae"), dtype=torch.float32)
+    motion = load_motion_vae(folder / _START_NAME, OWN.latents, dtype=torch.float32)
+    return TinyVaes.continued(rgb, motion)
+
+
+def _crops(progress: float, long_share: float, generator: torch.Generator) -> _Crops:
+    if progress < long_share:
         return _SHORT
     if progress >= _WHOLE_SHARE:
         return _WHOLE
@@ -260,13 +273,15 @@ def _fold_statistics(model: TinyVaes, pool: ClipPool) -> None:
 def _write_vaes(model: TinyVaes, training: TinyTraining) -> None:
     write_embedded("wan_vae", model.rgb, folder=training.output, recipe=training.recipe)
     write_embedded("motion_vae", model.motion, folder=training.output, recipe=training.recipe)
-    path = training.output / "motion_vae_start.safetensors"
+    path = training.output / _START_NAME
     state, kind = model.motion.state_dict(), WeightKind.MOTION_VAE
     export_weights(state, kind, path, dtype=torch.float32, profile=OWN.name)
 
 
 def train_depth(training: TinyTraining) -> None:
     """Train the depth network on a pool of pictures of frame 0, mirrored half of the time."""
+    if training.start:
+        raise SettingsError("--start is given; the depth network is trained from nothing alone.")
     torch.manual_seed(training.seed)
     model = DepthNetwork().to(training.device)
     generator = torch.Generator(training.device).manual_seed(training.seed)

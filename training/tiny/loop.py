@@ -45,6 +45,9 @@ class TinyTraining:
     output: Path = Path("runs/tiny")
     """Folder for the weights."""
 
+    start: Path | None = None
+    """Folder of a training that has ended: this one goes on from what it wrote. VAEs alone."""
+
     steps: int
     """Updates, at most."""
 
@@ -91,8 +94,9 @@ class TinyTraining:
     def recipe(self) -> str:
         """What made the weights, for their files."""
         time = "" if self.minutes is None else f" --minutes {self.minutes:g}"
+        start = "" if self.start is None else " --start (of another, see the card)"
         return (
-            f"training.train_tiny {self.part} --steps {self.steps}{time} --seed {self.seed} "
+            f"training.train_tiny {self.part}{start} --steps {self.steps}{time} --seed {self.seed} "
             f"--batch-size {self.batch_size} --learning-rate {self.learning_rate:g}"
         )
 

@@ -77,6 +77,22 @@ class TinyVaes(nn.Module):
         self.motion = MotionVAE(vae, encode, decode, OWN.latents)
         self.is_split = False
 
+    @classmethod
+    def continued(cls, rgb: "AutoencoderKLWan", motion: MotionVAE) -> "TinyVaes":
+        """Go on from what a training has written.
+
+        There each VAE scales the latents of the common encoder for itself; here both are given
+        them as that of pictures does.
+        """
+        vaes = cls()
+        vaes.rgb.load_state_dict(rgb.state_dict())
+        vaes.motion.load_state_dict(motion.state_dict())  # the encoder too, in full precision
+        common, scaled = vaes.rgb.get_submodule("quant_conv"), rgb.get_submodule("quant_conv")
+        common.load_state_dict(scaled.state_dict())
+        _take_latents_of(vaes.motion.vae, scaled, instead_of=motion.vae.get_submodule("quant_conv"))
+        vaes.is_split = True
+        return vaes
+
     def get_extra_state(self) -> dict[str, bool]:
         """Return what a checkpoint holds besides tensors."""
         return {"is_split": self.is_split}
@@ -123,6 +139,20 @@ class TinyVaes(nn.Module):
             for name, _ in source.named_parameters():
                 mean = average.mean[f"rgb.{part}.{name}"]
                 average.mean[f"motion.vae.{part}.{name}"].copy_(mean)
+
+
+@torch.no_grad()
+def _take_latents_of(vae: nn.Module, scaled: nn.Module, *, instead_of: nn.Module) -> None:
+    """Change a decoder for latents that differ by a scale and a shift of each channel."""
+    weight, bias = (scaled.get_parameter(name).double() for name in ("weight", "bias"))
+    other, other_bias = (instead_of.get_parameter(name).double() for name in ("weight", "bias"))
+    weight, other = weight.flatten(1), other.flatten(1)
+    scale = (other * weight).sum(1) / weight.square().sum(1)
+    decode = vae.get_submodule("post_quant_conv")
+    inner, channels = decode.get_parameter("weight"), decode.get_parameter("weight").shape[1]
+    shift = (other_bias - scale * bias)[:channels].to(inner)
+    decode.get_parameter("bias").add_(torch.einsum("oi...,i->o", inner, shift))
+    inner.mul_(scale[:channels].to(inner).view(1, -1, 1, 1, 1))
 
 
 def decode_own_units(vae: "AutoencoderKLWan", latent: Tensor) -> Tensor:
