@@ -22,7 +22,7 @@ from more4d_backend.files import replacing
 
 from .recipes import Ablation, StragConfig
 from .run.checkpoints import check_same_recipe, plain
-from .run.command_line import parse_config
+from .run.command_line import exit_with, parse_config
 from .run.settings import SettingsError
 from .train_strag import train
 
@@ -184,7 +184,7 @@ def _checked(config: StragConfig) -> StragConfig:
     return replace(config, run=replace(run, validate_every=every))
 
 
-def main() -> None:
+def main() -> int:
     """Run the command line."""
     from accelerate import PartialState
 
@@ -195,7 +195,8 @@ def main() -> None:
     if PartialState().is_main_process:
         save(config.run.output / "ablations.json", results)
         print(table(results))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -25,7 +25,7 @@ from .data.loader import TrainingLoader
 from .data.samples import TrainingBatch
 from .data.sources import training_samples
 from .recipes import StragConfig, VismConfig
-from .run.command_line import parse_config
+from .run.command_line import exit_with, parse_config
 from .run.settings import SettingsError
 from .train_strag import StragGiven
 from .train_vism import VismGiven
@@ -95,10 +95,16 @@ def _once(loader: TrainingLoader, count: int) -> Iterator[TrainingBatch]:
         yield batch
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the command line."""
     kinds = {"strag": StragConfig, "vism": VismConfig}
     if len(sys.argv) < 2 or sys.argv[1] not in kinds:
         raise SystemExit(__doc__)
     trainer = sys.argv[1]
     prog = f"python -m training.encode {trainer}"
     print(encode(parse_config(trainer, kinds[trainer], sys.argv[2:], prog=prog)))
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

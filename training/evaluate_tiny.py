@@ -39,6 +39,7 @@ from .evaluation.vism import VismEvaluation, evaluate_vism, pattern_regions
 from .procedural.dataset import on_cpu, procedural_sample, procedural_tiny
 from .procedural.demo_picture import FIRST_HELD_OUT_SEED
 from .procedural.scenes import draw_scene
+from .run.command_line import exit_with
 
 _log = logging.getLogger(__name__)
 
@@ -189,5 +190,4 @@ if __name__ == "__main__":
     import tyro
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    failed = any(report.failures for report in evaluate_tiny(tyro.cli(TinyEvaluation)))
-    raise SystemExit(1 if failed else 0)
+    exit_with(lambda: int(any(r.failures for r in evaluate_tiny(tyro.cli(TinyEvaluation)))))

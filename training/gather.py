@@ -157,5 +157,7 @@ def main(checkpoint: Path, /, *, output: Path | None = None, last: bool = False)
 if __name__ == "__main__":
     import tyro
 
+    from .run.command_line import exit_with
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    raise SystemExit(tyro.cli(main))
+    exit_with(lambda: tyro.cli(main))

@@ -31,21 +31,16 @@ from .data.loader import TrainingLoader
 from .data.samples import TrainingBatch
 from .data.sources import training_samples
 from .evaluation.strag_validation import generated_motion
-from .losses import (
-    add_noise,
-    at_latent_size,
-    flow_matching_loss,
-    stratified_noise_levels,
-    visibility_weight,
-)
+from .losses import add_noise, at_latent_size, flow_matching_loss, visibility_weight
 from .recipes import StragConfig
 from .run.blocks import set_blocks_up
-from .run.command_line import parse_config
+from .run.command_line import train_and_exit
 from .run.export import Export
+from .run.flow_matching import flow_matching_update, loss_at_fixed_levels
 from .run.loop import TrainingRun
 from .run.objectives import Objective
 from .run.settings import EXPORT_DTYPES
-from .run.validation import NOISE_LEVELS, ValidationSet, fixed_generator, mean_metrics, show
+from .run.validation import ValidationSet, fixed_generator, mean_metrics, show
 from .targets import normalized_motion
 
 if TYPE_CHECKING:
@@ -282,15 +277,7 @@ def train(config: StragConfig) -> Path:
     for batch in run.batches():
         generator = run.generator()
         inputs = given.inputs(batch, generator)
-        noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
-        sigma = stratified_noise_levels(
-            batch.num_samples,
-            shift=given.profile.shift,
-            generator=run.generator(same_on_all_ranks=True),
-            rank=run.rank,
-            num_ranks=run.num_ranks,
-        )
-        run.update(batch, lambda i=inputs, s=sigma, n=noise: run.objective(i, s, n))
+        noise = flow_matching_update(run, batch, inputs, generator, shift=given.profile.shift)
         if config.train_text and run.due(_CAPTIONS_EVERY):
             run.record({"caption_gain": _caption_gain(run, inputs, noise)})
         if run.due(config.run.validate_every) and len(validation):
@@ -325,15 +312,13 @@ def _validate(run: TrainingRun, given: StragGiven, validation: ValidationSet) ->
         for index, batch in enumerate(validation.samples(run.device)):
             generator = fixed_generator(index, run.device)
             inputs = given.inputs(batch, generator, training=False)
-            noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
-            levels = torch.tensor(NOISE_LEVELS, device=run.device)
-            losses = [float(run.objective(inputs, level[None], noise)) for level in levels]
+            loss = loss_at_fixed_levels(run, inputs, generator)
             result = generated_motion(run, given, batch, index)
-            metrics.append({"loss": sum(losses) / len(losses), **result.metrics})
+            metrics.append({"loss": loss, **result.metrics})
             shown.append(result.shown)
     show(run, shown)
     return mean_metrics(metrics)
 
 
 if __name__ == "__main__":
-    print(train(parse_config("strag", StragConfig)))
+    train_and_exit("strag", StragConfig, train)

@@ -34,22 +34,16 @@ from .data.holes import HoleSample, holes_of
 from .data.loader import TrainingLoader
 from .data.samples import TrainingBatch
 from .data.sources import training_samples
-from .losses import add_noise, flow_matching_loss, stratified_noise_levels
+from .losses import add_noise, flow_matching_loss
 from .recipes import VismConfig
 from .run.blocks import set_blocks_up
-from .run.command_line import parse_config
+from .run.command_line import train_and_exit
 from .run.export import Export
+from .run.flow_matching import flow_matching_update, loss_at_fixed_levels
 from .run.loop import TrainingRun
 from .run.objectives import Objective
 from .run.settings import EXPORT_DTYPES
-from .run.validation import (
-    NOISE_LEVELS,
-    ShownSample,
-    ValidationSet,
-    fixed_generator,
-    mean_metrics,
-    show,
-)
+from .run.validation import ShownSample, ValidationSet, fixed_generator, mean_metrics, show
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -218,15 +212,7 @@ def train(config: VismConfig) -> Path:
     for batch in run.batches():
         generator = run.generator()
         inputs = given.inputs(given.encoded(batch, generator), generator)
-        noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
-        sigma = stratified_noise_levels(
-            batch.num_samples,
-            shift=OWN.shift,
-            generator=run.generator(same_on_all_ranks=True),
-            rank=run.rank,
-            num_ranks=run.num_ranks,
-        )
-        run.update(batch, lambda i=inputs, s=sigma, n=noise: run.objective(i, s, n))
+        flow_matching_update(run, batch, inputs, generator, shift=OWN.shift)
         if run.due(config.run.validate_every) and len(validation):
             run.record(_validate(run, given, validation))
 
@@ -245,11 +231,9 @@ def _validate(run: TrainingRun, given: VismGiven, validation: ValidationSet) -> 
             generator = fixed_generator(index, run.device)
             holes = holes_of(batch, given.config.holes, generator)
             inputs = given.inputs(given.encode(batch, holes), generator, training=False)
-            noise = torch.randn(inputs.latent.shape, generator=generator, device=run.device)
-            levels = torch.tensor(NOISE_LEVELS, device=run.device)
-            losses = [float(run.objective(inputs, level[None], noise)) for level in levels]
+            loss = loss_at_fixed_levels(run, inputs, generator)
             filled = _filled(run, given, batch, holes[0], index)
-            metrics.append({"loss": sum(losses) / len(losses), **_psnr(filled, holes[0])})
+            metrics.append({"loss": loss, **_psnr(filled, holes[0])})
             shown.append(_shown(batch, filled, holes[0]))
     show(run, shown)
     return mean_metrics(metrics)
@@ -303,4 +287,4 @@ def _transformer(run: TrainingRun) -> "WanTransformer3DModel":
 
 
 if __name__ == "__main__":
-    print(train(parse_config("vism", VismConfig)))
+    train_and_exit("vism", VismConfig, train)

@@ -262,7 +262,10 @@ class ShardDataset(torch.utils.data.Dataset[TrainingSample]):
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise FileFormatError(f"The data folder {folder} is not there.")
+            raise FileFormatError(
+                f"The data folder {folder} is not there. Name a folder of shards (*.tar), or say "
+                "`procedural` for samples that are made as they are needed."
+            )
         # A name that starts with a point is a shard still being written.
         shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
         with ThreadPoolExecutor() as pool:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -16,18 +17,31 @@ Config = TypeVar("Config")
 def exit_with(command: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its status; what its user can mend is told in a sentence.
 
-    `--debug` anywhere on the command line shows where in the code that was.
+    `--debug` anywhere on the command line shows how the code came there. Whatever else ends a
+    training (NotFiniteError, SIGTERM) keeps its own status.
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         status = command()
-    except (ValueError, OSError, ImportError) as e:
+    except (ValueError, OSError, ImportError, MemoryError) as e:
         if debug:
             raise
         _log.error("%s", e)
+        place = traceback.extract_tb(e.__traceback__)[-1]  # after days, a bug shall be found, too
+        _log.info("Said at %s:%d; --debug shows more.", place.filename, place.lineno)
         status = 2
     raise SystemExit(status)
+
+
+def train_and_exit(trainer: str, kind: type[Config], train: Callable[[Config], Path]) -> NoReturn:
+    """Train what the command line says, and print the path of the weights; see `exit_with`."""
+
+    def command() -> int:
+        print(train(parse_config(trainer, kind)))
+        return 0
+
+    exit_with(command)
 
 
 def parse_config(
