@@ -252,7 +252,7 @@ def _clip_vision(tensors: Stored) -> nn.Module:
 
 def _geo4d(tensors: Stored) -> nn.Module:
     from ..geo4d.model import Geo4DNetworks
-    from .geo4d import size_from_shapes
+    from .geo4d_sizes import size_from_shapes
 
     return Geo4DNetworks(size_from_shapes(tensors))
 

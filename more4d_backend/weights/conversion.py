@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .files import StoredTensor, WeightFile, WeightsError, first_five, open_weights
+from .geo4d_pair import current_names, geo4d_pair
 from .keys import (
     CLIP_VISION,
     MOTION_VAE,
@@ -58,8 +59,6 @@ def open_model(path: str | os.PathLike[str]) -> WeightFile:
     Raises:
         WeightsError: see `open_weights`; or a part of the motion VAE is missing or another kind.
     """
-    from .geo4d_checkpoint import geo4d_pair
-
     path = Path(path)
     if (pair := geo4d_pair(path)) is not None:
         return pair
@@ -97,8 +96,6 @@ def to_library(found: Recognized, tensors: Mapping[str, StoredTensor]) -> dict[s
     if found.kind is WeightKind.UMT5:
         tensors = _one_umt5_embedding(tensors)
     if found.kind is WeightKind.GEO4D_CHECKPOINT:
-        from .geo4d_checkpoint import current_names
-
         tensors = current_names(tensors)
     if found.names == "diffusers":
         return _current_clip_names(tensors) if found.kind is WeightKind.CLIP_VISION else tensors

@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,8 +18,7 @@ from ..geo4d.layers import Pointwise2d
 from ..geo4d.network import Geo4DUNet
 from ..geo4d.sizes import IMAGE_TOKENS_PER_FRAME, LATENT_CHANNELS, Geo4DSize, VAESize
 from ..geo4d.vae import Decoder, Encoder, UncertaintyBranch
-from .files import StoredTensor, WeightFile, WeightsError, open_weights, stored
-from .geo4d import SIZE_KEY, unet_size, vae_size
+from .files import StoredTensor, WeightFile, WeightsError, stored
 from .geo4d_context import (
     IMAGE_TOWER,
     RESAMPLER,
@@ -30,18 +28,14 @@ from .geo4d_context import (
     image_tower_shapes,
     text_tower_shapes,
 )
+from .geo4d_pair import POINT_VAE
+from .geo4d_sizes import SIZE_KEY, unet_size, vae_size
 from .keys import Shape, Table, renamed, renamer
-from .kinds import WeightKind, recognize
+from .kinds import WeightKind
 
 _log = logging.getLogger(__name__)
 
 Stored = Mapping[str, StoredTensor]
-
-POINT_VAE = "point_vae."
-"""What the names of `vae.ckpt` start with in the joined file."""
-
-_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".part")
-"""`.part`: the download tool that the authors use may leave files so."""
 
 _KEPT: Table = (
     ("model.diffusion_model.framestride_embed", "unet.fps_embedding"),
@@ -76,33 +70,6 @@ _SAME_ENCODER = 0.1
 """Largest relative difference of two encoders that were once one; strangers differ by 1.4."""
 
 
-def geo4d_pair(path: Path) -> WeightFile | None:
-    """Open the released pair as one file: from its folder, or from `model.ckpt` beside `vae.ckpt`.
-
-    None where there is no such pair.
-    """
-    folder = path if path.is_dir() else path.parent
-    files = [folder / "model.ckpt", folder / "vae.ckpt"]
-    if path.is_file():
-        files[0] = path
-        if path.suffix != ".ckpt" or path.name == "vae.ckpt":
-            return None
-    if not all(file.is_file() for file in files):
-        if not path.is_dir() or any(path.glob("*.index.json")):  # parts of one sharded file
-            return None
-        files = [p for p in sorted(path.iterdir()) if p.is_file() and p.suffix in _SUFFIXES]
-    if len(files) != 2:
-        return None
-    opened = {recognize(file).kind: file for file in map(open_weights, files)}
-    if opened.keys() != {WeightKind.GEO4D_CHECKPOINT, WeightKind.GEO4D_VAE}:
-        return None
-    checkpoint, vae = opened[WeightKind.GEO4D_CHECKPOINT], opened[WeightKind.GEO4D_VAE]
-    tensors = recognize(checkpoint).stripped(checkpoint.tensors)
-    points = recognize(vae).stripped(vae.tensors)
-    joined = tensors | {POINT_VAE + name: tensor for name, tensor in points.items()}
-    return WeightFile(path=path, tensors=joined)
-
-
 def released_checkpoint(tensors: Stored) -> nn.Module:
     """Build all that a released checkpoint of these sizes holds, under its own names."""
     size = _size(tensors)
@@ -124,12 +91,6 @@ def released_checkpoint(tensors: Stored) -> nn.Module:
 def released_vae(tensors: Stored) -> nn.Module:
     """Build all that a released `vae.ckpt` of these sizes holds, under its own names."""
     return _released_vae(vae_size(tensors, ""))
-
-
-def current_names(tensors: Stored) -> dict[str, StoredTensor]:
-    """Give one part of old checkpoints the name that it has now."""
-    old, new = "model.diffusion_model.framestride_embed.", "model.diffusion_model.fps_embedding."
-    return {name.replace(old, new): tensor for name, tensor in tensors.items()}
 
 
 def converted(file: WeightFile, tensors: Stored) -> tuple[dict[str, StoredTensor], dict[str, str]]:
