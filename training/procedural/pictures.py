@@ -16,9 +16,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from more4d_backend.files import replacing
+from more4d_backend.files import FileFormatError, replacing
 from more4d_backend.geometry import intrinsics_from_focal, pixel_centers, unproject
 from more4d_backend.scene import Cameras
+from more4d_backend.weights.files import first_five
 
 from ..data.samples import SampleError, TrainingSample
 from ..run.settings import SettingsError
@@ -56,6 +57,12 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What pools must have in common to be joined: height and width, frames, parts, fps."""
+        frames, parts = self.movements.shape[1:3]
+        return (*self.depth.shape[1:], frames, parts, self.fps)
 
     def to(self, device: torch.device | str) -> "Pictures":
         """Return the pool on another device."""
@@ -118,20 +125,46 @@ class Pictures:
 
         Raises:
             SampleError: there is no file.
+            FileFormatError: names a file that is damaged, holds something else, or does not go
+                with the first.
         """
-        from safetensors import safe_open
-
         if not paths:
             raise SampleError("There is no file of pictures; draw some: training.train_tiny draw")
-        parts, captions, fps = [], [], 0.0
-        for path in paths:
-            with safe_open(path, framework="pt") as file:
-                parts.append({name: file.get_tensor(name) for name in file.keys()})
-                about = file.metadata()
-            captions += json.loads(about["captions"])
-            fps = float(about["fps"])
-        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return cls(**joined, captions=tuple(captions), fps=fps)
+        pools = [_read(path) for path in paths]
+        first = pools[0]
+        for path, pool in zip(paths, pools, strict=True):
+            if pool.kind != first.kind:
+                raise FileFormatError(
+                    f"{path} holds pictures of (size, frames, parts, fps) {pool.kind}; expected "
+                    f"{first.kind}, as {paths[0]} has. Draw them with the same settings."
+                )
+        joined = {name: torch.cat([getattr(p, name) for p in pools]) for name in _TENSORS}
+        captions = tuple(caption for pool in pools for caption in pool.captions)
+        return cls(**joined, captions=captions, fps=first.fps)
+
+
+_TENSORS = frozenset(f.name for f in fields(Pictures)) - {"captions", "fps"}
+"""What a file of pictures holds, besides what stands in its header."""
+
+
+def _read(path: Path) -> Pictures:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about, held = file.metadata() or {}, set(file.keys())
+            if held != _TENSORS or not {"captions", "fps"} <= about.keys():
+                raise ValueError(f"it holds {first_five(sorted({*held, *about}))}")
+            tensors = {name: file.get_tensor(name) for name in held}
+        captions = tuple(json.loads(about["captions"]))
+        if any(len(tensor) != len(captions) for tensor in tensors.values()):
+            raise ValueError(f"it has {len(captions)} captions for {len(tensors['images'])} images")
+        return Pictures(**tensors, captions=captions, fps=float(about["fps"]))
+    except (SafetensorError, ValueError, TypeError) as e:
+        raise FileFormatError(
+            f"{path} is damaged or no file of pictures: {e}. Expected a folder with nothing but "
+            "files drawn by `python -m training.train_tiny draw`, or one of shards (*.tar)."
+        ) from e
 
 
 class PictureSamples(Dataset[TrainingSample]):

@@ -2,10 +2,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from more4d_backend.files import FileFormatError
 from training.data.samples import SampleError, SampleSize
+from training.data.sources import training_samples
 from training.procedural.dataset import procedural_sample, procedural_tiny
 from training.procedural.pictures import Pictures, PictureSamples, draw_pictures
+from training.run.settings import DataSettings
 
 
 def test_a_picture_is_frame_0_of_the_sample_of_its_seed():
@@ -55,6 +59,62 @@ def test_pictures_come_back_from_their_files_in_order(tmp_path):
     assert read.captions == whole.captions
     assert torch.equal(read.part, whole.part)
     assert torch.equal(read.movements, whole.movements)
+
+
+def _drawn(path, **size):
+    size = SampleSize(**({"num_frames": 5, "height": 32, "width": 48} | size))
+    settings = replace(procedural_tiny(), size=size)
+    draw_pictures(settings, first_seed=0, count=1).save(path)
+    return path
+
+
+def _cut_short(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _of_a_network(path):
+    save_file({"weight": torch.zeros(3)}, path, metadata={"format": "pt"})
+
+
+def _one_tensor_less(path):
+    tensors = load_file(path)
+    del tensors["part"]
+    save_file(tensors, path, metadata={"captions": '["A."]', "fps": "8"})
+
+
+def _a_caption_too_many(path):
+    save_file(load_file(path), path, metadata={"captions": '["A.", "B."]', "fps": "8"})
+
+
+def _without_captions(path):
+    save_file(load_file(path), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_cut_short, "incomplete|Header|buffer"),
+        (_of_a_network, "it holds format, weight"),
+        (_one_tensor_less, "it holds captions, depth, fps, images"),
+        (_a_caption_too_many, "2 captions for 1 images"),
+        (_without_captions, "it holds depth"),
+    ],
+)
+def test_a_file_that_holds_no_pictures_is_refused_by_its_name(tmp_path, spoil, message):
+    _drawn(tmp_path / "a.safetensors")
+    spoil(_drawn(tmp_path / "b.safetensors"))
+    size = SampleSize(num_frames=5, height=32, width=48)
+    settings = DataSettings(train=tmp_path, size=size)
+    with pytest.raises(FileFormatError, match=message) as error:
+        training_samples(settings, torch.device("cpu"), novel_views=False)
+    assert str(tmp_path / "b.safetensors") in str(error.value)
+    assert "training.train_tiny draw" in str(error.value)
+
+
+def test_pictures_of_two_sizes_are_not_joined(tmp_path):
+    paths = [_drawn(tmp_path / "a.safetensors"), _drawn(tmp_path / "b.safetensors", height=48)]
+    with pytest.raises(FileFormatError, match=r"b\.safetensors holds .* \(48, 48, 5, "):
+        Pictures.load(paths)
 
 
 def test_no_file_of_pictures_is_an_error():
