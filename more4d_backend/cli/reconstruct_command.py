@@ -153,7 +153,6 @@ class Reconstruct:
             result = reconstruct(video, networks, settings, report=stages.begin)
         save_scene(self.output, result.scene)
         print_table("time", ["stage", "seconds"], stages.rows())
-        LOGGER.info("%s", result.report.summary())
         LOGGER.info(
             "Wrote %s: %d frames from %d windows.",
             self.output,

@@ -71,7 +71,18 @@ class DecodingSettings:
             )
 
     def for_latents(self, latent_hw: tuple[int, int]) -> "DecodingSettings":
-        """Return settings with both reductions chosen."""
+        """Return settings with both reductions chosen.
+
+        Raises:
+            DecodingError: one that was asked for does not divide the latents.
+        """
+        for name in ("ray_reduction", "disparity_reduction"):
+            asked = getattr(self, name) or 1
+            if any(side % asked for side in latent_hw):
+                raise DecodingError(
+                    f"{name} is {asked}, which does not divide latents of {latent_hw[0]} x "
+                    f"{latent_hw[1]}. Use a smaller one, or None: the largest that fits."
+                )
         return replace(
             self,
             ray_reduction=self.ray_reduction or _reduction(latent_hw, 4),
@@ -94,6 +105,7 @@ def decode_windows(
     picture is not valid.
 
     Raises:
+        DecodingError: a reduction does not divide the latents.
         DeviceMemoryError: not even one picture fits the device.
     """
     settings = (settings or DecodingSettings()).for_latents((latents.shape[-2], latents.shape[-1]))

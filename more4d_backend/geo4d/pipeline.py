@@ -128,7 +128,8 @@ def reconstruct(
     interrupts.
 
     Raises:
-        FramingError, WindowPlanError, ReconstructionError: settings that do not fit the video.
+        FramingError, WindowPlanError, DecodingError, ReconstructionError: settings that do not fit
+            the video.
         SamplingError, WindowError, AlignmentError: the networks returned nothing usable.
         DeviceMemoryError: not even one window fits the device.
         What reading the video raises.
@@ -141,14 +142,12 @@ def reconstruct(
     # 1. Every frame at the network's size, and which windows will see it.
     framed = frame_video(
         video,
-        lambda source_hw: plan_framing(
-            source_hw, size, fit=settings.fit, network_hw=settings.network_hw
-        ),
+        lambda source_hw: _planned(source_hw, settings, networks),
         device,
         report("read"),
     )
     windows = plan_windows(framed.num_frames, stride, size.num_frames)
-    _check_memory(windows, framed, settings, networks)
+    _check_memory(windows, framed, settings)
     # 2. Networks: each frame is encoded once, each window sampled and decoded once.
     video_latents = encode_video(networks, framed, report("encode"))
     latents = sample_windows(networks, video_latents, windows, settings, report("sample"))
@@ -260,11 +259,29 @@ def _windows_at_once(length: int, latent_hw: tuple[int, int]) -> int:
     return max(1, _TOKENS_AT_ONCE // (length * latent_hw[0] * latent_hw[1]))
 
 
+def _planned(
+    source_hw: tuple[int, int], settings: ReconstructionSettings, networks: Geo4DNetworks
+) -> Framing:
+    """Choose the network's size; refuse one that cannot work while one picture has been read."""
+    framing = plan_framing(
+        source_hw, networks.size, fit=settings.fit, network_hw=settings.network_hw
+    )
+    height, width = framing.network_hw
+    cell = networks.size.vae.reduction
+    settings.decoding.for_latents((height // cell, width // cell))
+    free = free_bytes(torch.device("cpu"))
+    work = work_bytes(networks, framing.network_hw)
+    # A GPU says when it is full; a host ends the process.
+    if networks.device.type == "cpu" and work > free:
+        raise ReconstructionError(
+            f"A window of {height} x {width} takes about {_gib(work)} of memory and {_gib(free)} "
+            "are free. Use a smaller network size (network_hw)."
+        )
+    return framing
+
+
 def _check_memory(
-    windows: Sequence[Window],
-    framed: FramedVideo,
-    settings: ReconstructionSettings,
-    networks: Geo4DNetworks,
+    windows: Sequence[Window], framed: FramedVideo, settings: ReconstructionSettings
 ) -> None:
     """Refuse, before the networks run, what would not fit the host's memory."""
     free = free_bytes(torch.device("cpu"))
@@ -273,14 +290,6 @@ def _check_memory(
         raise ReconstructionError(
             f"{len(windows)} windows take {_gib(held)} of memory and {_gib(free)} are free. Use a "
             "larger stride, a smaller network size, or fewer frames (frame_step, max_frames)."
-        )
-    work = work_bytes(networks, framed.framing.network_hw)
-    # A GPU says when it is full; a host ends the process.
-    if networks.device.type == "cpu" and work > free:
-        height, width = framed.framing.network_hw
-        raise ReconstructionError(
-            f"A window of {height} x {width} takes about {_gib(work)} of memory and {_gib(free)} "
-            "are free. Use a smaller network size (network_hw)."
         )
     scene = source_bytes(framed.num_frames, framed.framing.source_hw)
     if settings.resolution == "source" and scene > free:

@@ -135,6 +135,15 @@ def test_a_window_does_not_depend_on_its_batch_nor_on_the_length_of_the_video(to
     torch.testing.assert_close(first, at_once[:3], atol=1e-5, rtol=1e-5)
 
 
+def test_every_window_has_noise_of_its_own(toy_networks):
+    _, video, windows = prepared(toy_networks, 6)
+    still = video[:1].expand_as(video)  # so that nothing but the noise differs
+    first, second, third = sample_windows(toy_networks, still, windows, ONE_STEP)
+    # Measured: 1.3 of their own size; 0 with the same noise.
+    for a, b in ((first, second), (first, third), (second, third)):
+        assert (a - b).norm() > 0.5 * a.norm()
+
+
 def test_each_frame_is_encoded_once(toy_networks, monkeypatch):
     counts = []
     encode = toy_networks.vae.encode
@@ -145,6 +154,33 @@ def test_each_frame_is_encoded_once(toy_networks, monkeypatch):
     )
     reconstruct(clip(23), toy_networks, ONE_STEP)
     assert sum(counts) == 23
+
+
+def test_black_is_minus_1_and_white_is_1_for_the_encoder(toy_networks, monkeypatch):
+    seen = []
+    encode = toy_networks.vae.encode
+    monkeypatch.setattr(
+        toy_networks.vae, "encode", lambda pictures: seen.append(pictures) or encode(pictures)
+    )
+    video = PictureVideo(torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 48, 64, 3), 8.0)
+    encode_video(toy_networks, frame_video(video, lambda hw: plan_framing(hw, toy_networks.size)))
+    (pictures,) = seen
+    assert torch.equal(pictures[:, 0, 0, 0], torch.tensor([-1.0, 1.0]))
+
+
+def test_the_network_is_told_the_frame_rate_of_the_settings(toy_networks, monkeypatch):
+    _, video, windows = prepared(toy_networks, 5)
+    told = []
+    unet = toy_networks.unet.forward
+
+    def spy(latents, timesteps, context, fps):
+        told.append(fps.tolist())
+        return unet(latents, timesteps, context, fps)
+
+    monkeypatch.setattr(toy_networks.unet, "forward", spy)
+    sample_windows(toy_networks, video, windows, replace(ONE_STEP, condition_fps=7))
+    sample_windows(toy_networks, video, windows, ONE_STEP)
+    assert told == [[7, 7], [24, 24]]
 
 
 def test_only_what_the_alignment_uses_is_decoded(toy_networks, monkeypatch):
@@ -324,12 +360,34 @@ def test_settings_that_cannot_work_are_refused_before_the_networks_run(
         ModalitySettings(sky_tolerance=math.nan)
     with pytest.raises(DecodingError, match="ray_reduction is 3"):
         DecodingSettings(ray_reduction=3)
+    monkeypatch.setattr(pipeline, "work_bytes", lambda *_: 0)
     monkeypatch.setattr(pipeline, "free_bytes", lambda _device: 1000)
     with pytest.raises(ReconstructionError, match="larger stride"):
         reconstruct(clip(5), toy_networks, ONE_STEP)
+
+
+class FirstPicture(PictureVideo):
+    """Fails where more than one batch of pictures is read."""
+
+    def pictures(self):
+        for number, picture in enumerate(super().pictures()):
+            assert number < 16, "work has begun"
+            yield picture
+
+
+def test_sizes_that_cannot_work_are_refused_when_the_first_pictures_are_read(
+    toy_networks, monkeypatch
+):
+    video = FirstPicture(colors(40), fps=12.0)
+    # Latents of 10 x 16.
+    for name in ("ray_reduction", "disparity_reduction"):
+        decoding = replace(DecodingSettings(), **{name: 4})
+        settings = replace(ONE_STEP, network_hw=(40, 64), decoding=decoding)
+        with pytest.raises(DecodingError, match=f"{name} is 4, which does not divide.*10 x 16"):
+            reconstruct(video, toy_networks, settings)
     monkeypatch.setattr(pipeline, "free_bytes", lambda _device: 2_000_000)
     with pytest.raises(ReconstructionError, match=r"A window of 48 x 64 takes.*smaller network"):
-        reconstruct(clip(5), toy_networks, ONE_STEP)
+        reconstruct(video, toy_networks, ONE_STEP)
 
 
 def test_a_video_file_becomes_a_scene_file_that_renders(toy_weights, tmp_path):

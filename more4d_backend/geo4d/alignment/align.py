@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 _MIN_DISPARITY_SHARE = 0.3
 """Share of a window's disparity that must fit its depth within a factor of 1.25."""
 
+_NAMED_WINDOWS = 8
+"""Windows that a warning names one by one."""
+
 _FUSION_STEPS = 20
 """Of the progress bar."""
 
@@ -177,10 +180,11 @@ def _without_bad_disparity(
     counts = (samples.disparity_weights > 0).flatten(1).any(1).cpu()
     if shares is None:
         return samples, counts
-    for window in (counts & (shares < _MIN_DISPARITY_SHARE)).nonzero()[:, 0].tolist():
+    bad = counts & (shares < _MIN_DISPARITY_SHARE)
+    if bad.any():
         _log.warning(
-            "The disparity of window %d fits its points in %.0f %% of its pixels only: left out.",
-            window, 100 * float(shares[window]),
+            "The disparity of %s fits the points in %s %% of the pixels only: left out.",
+            _windows(bad), _span(100 * shares[bad], 0),
         )  # fmt: skip
     counts &= shares >= _MIN_DISPARITY_SHARE
     weights = samples.disparity_weights * counts.to(samples.disparity_weights)[:, None, None]
@@ -210,12 +214,29 @@ def _trusted_rays(
     if errors is None:
         return torch.zeros(samples.cover.num_windows, dtype=torch.bool)
     trusted = errors < settings.max_ray_error_deg
-    for window in (~trusted).nonzero()[:, 0].tolist():
+    if not trusted.all():
         _log.warning(
-            "The ray cameras of window %d turn differently, by %.1f degrees a frame: left out.",
-            window, float(errors[window]),
+            "The ray cameras of %s turn differently, by %s degrees a frame: left out.",
+            _windows(~trusted), _span(errors[~trusted], 1),
         )  # fmt: skip
     return trusted
+
+
+def _windows(chosen: Bool[Tensor, "window"]) -> str:
+    """Name some windows in a few words, however many there are."""
+    numbers = [str(number) for number in chosen.nonzero()[:, 0].tolist()]
+    named = ", ".join(numbers[:_NAMED_WINDOWS])
+    if len(numbers) == 1:
+        return f"window {named}"
+    if len(numbers) > _NAMED_WINDOWS:
+        named += ", ..."
+    return f"{len(numbers)} of {len(chosen)} windows ({named})"
+
+
+def _span(values: Float[Tensor, "value"], digits: int) -> str:
+    """Write the smallest and the largest of some numbers, or the one that they are."""
+    low, high = (f"{float(value):.{digits}f}" for value in values.aminmax())
+    return low if low == high else f"{low} to {high}"
 
 
 def _cameras(unknowns: Unknowns, samples: Samples) -> Cameras:

@@ -159,6 +159,15 @@ def test_rays_that_turn_otherwise_are_left_out(moving_view, make_windows, errors
     assert errors_of(result, moving_view).turn_deg < 0.5
 
 
+def test_what_is_left_out_of_many_windows_is_said_in_one_line(moving_view, make_windows, caplog):
+    windows = make_windows(moving_view, Corruption(outlier_share=0.0))
+    settings = AlignmentSettings(max_ray_error_deg=0.0, max_iterations=1)
+    with caplog.at_level(logging.WARNING):
+        align_windows(windows, moving_view.rgb, 8.0, settings=settings)
+    (told,) = [m for m in caplog.messages if "ray cameras" in m]
+    assert told.startswith("The ray cameras of 4 of 4 windows (0, 1, 2, 3) turn differently, by 0.")
+
+
 def test_points_that_no_camera_sees_keep_a_believable_focal_length(moving_view, make_windows):
     """What is farther looks larger: without bounds the focal length goes to 26 image widths."""
     height, width = moving_view.rgb.shape[1:3]
