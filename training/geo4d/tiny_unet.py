@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,9 @@ from .objectives import CHANNELS, DenoiserObjective
 from .pools import LatentPool
 from .recipes import POINTS_ONLY
 from .tiny_settings import TinyGeo4DTraining
+
+if TYPE_CHECKING:
+    from more4d_backend.geo4d.network import Geo4DUNet
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +46,8 @@ def train_unet(
     """
     objective, device = DenoiserObjective(networks), generator.device
     if training.compile:
-        objective.unet.compile()
+        # Not in place: what is measured on the way has other sizes, which would be compiled, too.
+        objective.unet = cast("Geo4DUNet", torch.compile(objective.unet))
     variance = pool.variance()
     said = ", ".join(f"{name} {variance[part].mean():.3f}" for name, part in CHANNELS.items())
     _log.info("Windows differ in variance: %s", said)
