@@ -10,7 +10,6 @@ from ..more4d_backend.camera_files.json_formats import cameras_from_load3d
 from ..more4d_backend.camera_paths import (
     PathSettings,
     path_descriptions,
-    scene_path,
     scene_scale,
 )
 from ..more4d_backend.camera_paths.edits import (
@@ -26,6 +25,7 @@ from ..more4d_backend.camera_paths.keyframes import (
     keyframes_from_json,
 )
 from ..more4d_backend.camera_paths.preview import draw_path
+from ..more4d_backend.camera_paths.sources import path_from
 from ..more4d_backend.camera_paths.wan_embedding import wan_camera_embedding
 from ..more4d_backend.scene import Cameras, Scene4D
 from .folders import refusal
@@ -33,6 +33,7 @@ from .types import CameraPathType, SceneType
 
 CATEGORY = "More4D/camera"
 _FRAMES_OF_A_PICTURE = 49
+_AUTO_EASE = "auto"
 
 _EXAMPLE_KEYFRAMES = """{
   "format": "more4d-camera-keyframes",
@@ -65,8 +66,9 @@ class More4DCameraPreset(io.ComfyNode):
                 frames_input(),
                 io.Float.Input("amplitude", default=1.0, min=-10.0, max=10.0, step=0.05,
                                tooltip="Factor on distances and angles; negative mirrors them."),
-                io.Combo.Input("ease", options=list(EASES), default="in-out",
-                               tooltip="linear: even; in: starts slowly; out: ends slowly."),
+                io.Combo.Input("ease", options=[_AUTO_EASE, *EASES], default=_AUTO_EASE,
+                               tooltip="auto: starts and ends slowly; MoRe4D's own go evenly. "
+                               "linear: even; in: starts slowly; out: ends slowly."),
                 io.Boolean.Input("loop", default=False,
                                  tooltip="Come back, so that the video repeats without a jump."),
                 io.Float.Input("angle_deg", default=0.0, min=-720.0, max=720.0, step=0.5,
@@ -86,10 +88,11 @@ class More4DCameraPreset(io.ComfyNode):
     @classmethod
     def execute(cls, scene, preset, num_frames, amplitude, ease, loop, angle_deg, pivot_distance,
                 seed) -> io.NodeOutput:  # fmt: skip
-        settings = PathSettings(amplitude=amplitude, angle_deg=angle_deg or None, ease=ease,
+        settings = PathSettings(amplitude=amplitude, angle_deg=angle_deg or None,
+                                ease=None if ease == _AUTO_EASE else ease,
                                 pivot_distance=pivot_distance or None, loop=loop,
                                 seed=seed)  # fmt: skip
-        path = scene_path(preset, scene, _frames(num_frames, scene), settings=settings)
+        path = path_from(preset, scene, _frames(num_frames, scene), settings=settings)
         return io.NodeOutput(path)
 
 

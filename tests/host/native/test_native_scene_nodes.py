@@ -23,6 +23,17 @@ def test_a_preset_is_the_backends_path_with_the_scenes_frames(native_host, input
     assert len(found["found"]["intrinsics"]) == 5
 
 
+@pytest.mark.parametrize("name", ["static", "surrounding", "orbit-left"])
+def test_no_path_warns_of_what_nobody_set(native_host, name):
+    assert native_host.call("scene_nodes.preset_warnings", name=name, inputs={})["texts"] == []
+
+
+def test_an_ease_that_has_no_effect_is_warned_of(native_host):
+    inputs = {"ease": "in-out"}
+    (text,) = native_host.call("scene_nodes.preset_warnings", name="static", inputs=inputs)["texts"]
+    assert "ease has no effect" in text
+
+
 def test_a_path_for_a_scene_of_one_frame_has_49(native_host):
     found = native_host.call("scene_nodes.preset", frames=1, inputs={})
     assert len(found["found"]["intrinsics"]) == 49

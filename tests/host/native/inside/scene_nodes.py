@@ -1,5 +1,7 @@
 """Camera, render and scene nodes beside the backend's own functions and the host's own nodes."""
 
+import logging
+
 import comfy.model_management
 import comfy.utils
 import folder_paths
@@ -26,7 +28,7 @@ RENDER = {
     "min_area_px": 0, "draw_unseen": False, "depth_as": "camera z",
 }  # fmt: skip
 PRESET = {
-    "num_frames": 0, "amplitude": 1.0, "ease": "in-out", "loop": False, "angle_deg": 0.0,
+    "num_frames": 0, "amplitude": 1.0, "ease": "auto", "loop": False, "angle_deg": 0.0,
     "pivot_distance": 0.0, "seed": 0,
 }  # fmt: skip
 
@@ -50,6 +52,27 @@ def preset(frames, inputs):
     )
     wanted = camera_paths.scene_path("arc-left", made, path.num_frames, settings=settings)
     return {"found": _poses(path), "wanted": _poses(wanted)}
+
+
+class _Warnings(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.texts = []
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+
+
+def preset_warnings(name, inputs):
+    """What the log warns of when a path is made."""
+    warnings = _Warnings()
+    logger = logging.getLogger("more4d_pack")
+    logger.addHandler(warnings)
+    try:
+        camera.More4DCameraPreset.execute(_scene(), name, **(PRESET | inputs))
+    finally:
+        logger.removeHandler(warnings)
+    return {"texts": warnings.texts}
 
 
 def keyframes(text=None):
