@@ -15,6 +15,7 @@ from ..more4d_backend.geo4d.pipeline import ReconstructionSettings, reconstruct,
 from ..more4d_backend.geo4d.sampling import SamplingSettings
 from ..more4d_backend.geo4d.video import PictureVideo
 from ..more4d_backend.geo4d.weight_choice import EMBEDDED_GEO4D
+from ..more4d_backend.weights.files import WeightsError
 from ..more4d_backend.weights.geo4d import load_geo4d
 from .memory import HostNetwork, report_progress
 from .types import Geo4DType, SceneType
@@ -69,7 +70,14 @@ class More4DLoadGeo4D(io.ComfyNode):
         device = comfy.model_management.get_torch_device()
         half = comfy.model_management.should_use_bf16(device)
         dtype = torch.bfloat16 if half else torch.float32
-        return io.NodeOutput(HostNetwork(HeldGeo4D(load_geo4d(path, dtype=dtype))))
+        try:
+            networks = load_geo4d(path, dtype=dtype)
+        except WeightsError as e:
+            raise WeightsError(
+                f"{e} Choose another file in Load Geo4D; its help page says how one is made of the "
+                "published checkpoints."
+            ) from e
+        return io.NodeOutput(HostNetwork(HeldGeo4D(networks)))
 
 
 class More4DReconstruct(io.ComfyNode):

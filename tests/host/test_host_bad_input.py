@@ -159,7 +159,9 @@ CASES = {
         wrong_motion_vae, "More4DLoadMotionVAE",
         "is a Wan2.1 VAE.*Needed here: the motion VAE.*Choose another file",
     ),
-    "something else as Geo4D": (wrong_geo4d, "More4DLoadGeo4D", "not-geo4d.safetensors.*Geo4D"),
+    "something else as Geo4D": (
+        wrong_geo4d, "More4DLoadGeo4D", "not-geo4d.safetensors.*Geo4D.*Choose another file"
+    ),
     "a VAE as transformer": (wrong_transformer, "UNETLoader", "Could not detect model type"),
     "a VAE of another family": (
         lambda g: strag(g, vae_name="pixel_space"), "More4DStragConditioning",
