@@ -15,13 +15,8 @@ from more4d_backend.geo4d.sizes import GEO4D_SIZES
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("full_precision"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def full_precision():
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
 
 
 @pytest.fixture

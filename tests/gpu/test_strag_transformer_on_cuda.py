@@ -13,6 +13,7 @@ from more4d_backend.strag.motion_perception import Guidance
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("full_precision"),
 ]
 
 TOY = Path(__file__).parents[1] / "strag" / "test_transformer.py"
@@ -21,12 +22,6 @@ TOY = Path(__file__).parents[1] / "strag" / "test_transformer.py"
 @pytest.fixture(scope="module")
 def toy():
     return runpy.run_path(str(TOY))
-
-
-@pytest.fixture(autouse=True)
-def full_precision():
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
 
 
 def on_cuda(inputs, dtype=torch.float32):

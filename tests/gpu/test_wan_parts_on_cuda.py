@@ -17,13 +17,8 @@ from more4d_backend.wan.sampling import SamplingSettings
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("full_precision"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def full_precision():
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
 
 
 def wan_vae():
