@@ -11,23 +11,21 @@ and of the medians; at most 1.05 is promised.
 # pyright: reportMissingImports=false
 # What is imported here is the pack as a package, and the host.
 import argparse
-import asyncio
-import importlib.util
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-PACK = Path(__file__).resolve().parents[1]
+from host_pack import load_pack  # beside this file
 
 
 def main() -> None:
     """Measure and print."""
     options = _options()
-    nodes = _load_pack(options.device)
+    sys.argv = sys.argv[:1]  # the host reads it too
+    pack = load_pack(cpu=options.device == "cpu")
+    nodes = {node.GET_SCHEMA().node_id: node for node in pack}
     import torch
     from more4d_pack.more4d_backend.camera_paths import scene_path
     from more4d_pack.more4d_backend.rendering import RenderSettings, hole_mask, render
@@ -92,24 +90,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=10)
     return parser.parse_args()
-
-
-def _load_pack(device: str) -> dict[str, Any]:
-    """Import host and pack as the host does; return the nodes by name."""
-    sys.argv = sys.argv[:1]  # the host reads it too
-    sys.path.insert(0, os.environ["COMFYUI_PATH"].split(os.pathsep)[0])
-    from comfy.cli_args import args
-
-    args.cpu = device == "cpu"
-    spec = importlib.util.spec_from_file_location(
-        "more4d_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    pack = sys.modules["more4d_pack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pack)
-    nodes = asyncio.run(pack.comfy_entrypoint().get_node_list())
-    return {node.GET_SCHEMA().node_id: node for node in nodes}
 
 
 if __name__ == "__main__":

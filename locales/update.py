@@ -3,32 +3,16 @@
 usage: COMFYUI_PATH=HOST_FOLDER HOST_PYTHON locales/update.py
 """
 
-import asyncio
-import importlib.util
 import json
-import os
 import sys
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[1]
+sys.path.append(str(PACK / "benchmarks"))  # last: the host comes first
+
+from host_pack import load_pack  # noqa: E402
 
 NodeDefs = dict[str, dict]
-
-
-def pack_nodes() -> list[type]:
-    """Import host and pack, as the host does, and return the pack's nodes."""
-    sys.path.insert(0, os.environ["COMFYUI_PATH"].split(os.pathsep)[0])
-    from comfy.cli_args import args  # pyright: ignore[reportMissingImports]
-
-    args.cpu = True  # before the host looks for devices
-    spec = importlib.util.spec_from_file_location(
-        "more4d_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    pack = sys.modules["more4d_pack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pack)
-    return asyncio.run(pack.comfy_entrypoint().get_node_list())
 
 
 def english(nodes: list[type]) -> NodeDefs:
@@ -61,7 +45,7 @@ def texts(tree: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str
 
 def main() -> None:
     """Write, compare, print."""
-    made = english(pack_nodes())
+    made = english(load_pack())
     text = json.dumps(made, indent=2, ensure_ascii=True) + "\n"
     (PACK / "locales" / "en" / "nodeDefs.json").write_text(text, encoding="utf-8")
     chinese = json.loads((PACK / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))

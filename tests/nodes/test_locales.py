@@ -54,7 +54,7 @@ def test_the_english_texts_are_those_of_the_nodes_in_the_host(
         "os.environ['COMFYUI_PATH'] = folder\n"
         "sys.path.append(locales)\n"
         "import update\n"
-        "json.dump(update.english(update.pack_nodes()), open(made, 'w'))\n"
+        "json.dump(update.english(update.load_pack()), open(made, 'w'))\n"
     )
     made = tmp_path / "made.json"
     done = host_folder.run(
