@@ -50,6 +50,10 @@ class WindowOptions:
     modalities: Literal["all", "points", "disparity"] = "all"
     """What the alignment uses: point maps, disparity and ray maps, or one of them."""
 
+    alignment_weights: Literal["own", "paper"] = "own"
+    """How its terms weigh. paper: as published, whose smoothness takes some of the motion out of
+    the cameras; the more, the longer the video."""
+
     ray_reduction: int | None = None
     """Decode ray maps with 1, 2 or 4 times fewer pixels along each side. Default: 4 at full size;
     cameras do not suffer."""
@@ -78,6 +82,9 @@ class WindowOptions:
             "points": AlignmentSettings.points_only,
             "disparity": AlignmentSettings.disparity_only,
         }
+        alignment = alignments[self.modalities]()
+        if self.alignment_weights == "paper":
+            alignment = alignment.with_paper_weights()
         return ReconstructionSettings(
             stride=self.stride,
             fit=self.fit,
@@ -92,7 +99,7 @@ class WindowOptions:
                 disparity_reduction=self.disparity_reduction,
                 modalities=ModalitySettings(sky_tolerance=self.sky_tolerance),
             ),
-            alignment=alignments[self.modalities](),
+            alignment=alignment,
         )
 
 

@@ -1,6 +1,6 @@
 """How windows are aligned: which modalities count, and how much."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 PoseTerms = Literal["mean", "sum"]
@@ -13,7 +13,7 @@ class AlignmentError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignmentSettings:
-    """Defaults are the paper's, but for the smoothness and for `pose_terms`; see `paper`."""
+    """Defaults are the paper's, but for smoothness and `pose_terms`: see `with_paper_weights`."""
 
     points: bool = True
     """Use the point maps. Without them there are cameras only if `rays` is on."""
@@ -86,10 +86,17 @@ class AlignmentSettings:
                 f"{self.max_iterations}; expected at least 1 of each."
             )
 
-    @staticmethod
-    def paper() -> "AlignmentSettings":
-        """All terms with the weights of the paper, and means and sums as released."""
-        return AlignmentSettings(smoothness_weight=0.015, smoothness="still", pose_terms="sum")
+    def with_paper_weights(self) -> "AlignmentSettings":
+        """Return the same modalities with all weights of the paper; means and sums as released."""
+        return replace(
+            self,
+            point_weight=1.0,
+            disparity_weight=2.0,
+            camera_weight=0.005,
+            smoothness_weight=0.015,
+            smoothness="still",
+            pose_terms="sum",
+        )
 
     @staticmethod
     def points_only() -> "AlignmentSettings":
