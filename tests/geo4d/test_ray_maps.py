@@ -42,6 +42,14 @@ def test_a_twentieth_of_wrong_rays_hardly_moves_the_cameras(cameras):
     assert (found.center.double() - cameras.camera_to_world[:, :3, 3]).norm(dim=1).max() < 1e-3
 
 
+def test_a_mirrored_bundle_still_gives_a_rotation(cameras):
+    rays = rays_from_cameras(cameras)
+    directions = rays.directions.clone()
+    directions[3, ..., 0] *= -1
+    found = cameras_from_rays(directions, rays.moments)
+    assert torch.allclose(torch.linalg.det(found.rotation), torch.ones(6), atol=1e-5)
+
+
 def test_rays_without_weight_do_not_count(cameras):
     rays = rays_from_cameras(cameras)
     directions, moments = rays.directions.clone(), rays.moments.clone()

@@ -16,7 +16,7 @@ from more4d_backend.geo4d.alignment.adjustment import (
 )
 from more4d_backend.geo4d.alignment.block_solver import System, layout_of
 from more4d_backend.geo4d.alignment.chaining import align_trajectories, robust_similarity
-from more4d_backend.geo4d.alignment.depths import NoiseWidths, Start, robust_depth
+from more4d_backend.geo4d.alignment.depths import NoiseWidths, Start, median_depth, robust_depth
 from more4d_backend.geo4d.alignment.disparities import fit_lines, share_within
 from more4d_backend.geo4d.alignment.initial import start_from_points, with_relative_weights
 from more4d_backend.geo4d.alignment.pixel_terms import _point_basis, _sums
@@ -286,6 +286,11 @@ def test_depth_is_fused_from_points_and_disparity_without_the_outlier():
         points, weights, rays, NoiseWidths(), disparity=disparity, disparity_weights=2 * weights
     )
     assert float(both) == pytest.approx(2.05, abs=0.01)
+
+
+def test_depths_behind_the_camera_have_no_say():
+    depths = torch.tensor([-3.0, -2.0, -1.0, 4.0]).view(1, 4, 1)
+    assert float(median_depth(depths, torch.ones(1, 4, 1))) == 4
 
 
 def test_where_nothing_is_known_the_depth_is_1():
