@@ -43,6 +43,7 @@ from .data.sources import VALIDATION_SEED
 from .procedural.dataset import PROCEDURAL_RECIPES
 from .procedural.pictures import Pictures, PictureSamples, draw_pictures
 from .run.averaging import ParameterAverage
+from .run.command_line import exit_with
 from .run.convolution_layout import use_fastest_layout
 from .run.export import export_weights
 from .run.settings import SettingsError
@@ -310,7 +311,7 @@ def train_depth(training: TinyTraining) -> None:
     training.unfinished.unlink()
 
 
-def _main() -> None:
+def _main() -> int:
     import tyro
     from tyro.conf import subcommand
 
@@ -327,7 +328,8 @@ def _main() -> None:
         copy_embedded(told.name, told.source, folder=told.output, recipe=told.recipe)
     else:
         {"vae": train_vaes, "depth": train_depth}[told.part](told)
+    return 0
 
 
 if __name__ == "__main__":
-    _main()
+    exit_with(_main)

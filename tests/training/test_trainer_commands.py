@@ -42,6 +42,8 @@ def _raiser(error: BaseException):
         (("encode", "vism", "tiny", *NO_DATA, "--data.encoded", "NEW"), "NEW is not there."),
         (("ablations", "tiny", *SEEDS, "--ablation.no-depth-latent"), "leaves depth-latent out"),
         (("gather", "NEW"), "NEW"),
+        (("train_tiny", "depth", "--output", "NEW", "--device", "cpu"), "There is no file of"),
+        (("train_tiny", "embed", "--name", "strag", "--source", "FILE", "--recipe", "x"), "FILE"),
         (("evaluate_tiny", "--parts", "depth", "--weights", "NEW"), "NEW"),
     ],
 )
