@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from more4d_backend.devices.state import detect_device
 from more4d_backend.evaluation import EvaluationReport, save_reports
 from more4d_backend.evaluation.benchmarks import (
     BENCHMARKS,
@@ -40,6 +41,7 @@ from more4d_backend.weights.geo4d import load_geo4d
 
 from .geo4d.tiny_settings import HELD_OUT
 from .procedural.clips import ClipSettings, write_clip
+from .run.command_line import exit_with
 
 _log = logging.getLogger(__name__)
 
@@ -146,15 +148,16 @@ class Numbers:
 
 def evaluate(evaluation: Geo4DEvaluation) -> dict[str, Numbers]:
     """Measure, print, and return what came out for every choice of modalities."""
-    # 1. Videos.
-    truth = evaluation.output / "truth"
-    draw_videos(evaluation, truth)
-
-    # 2. Their scenes, and the tables.
+    # 1. The networks: weights that cannot be used are refused before anything is drawn.
+    detect_device(evaluation.device)
     choice = choose_weights(evaluation.weights)
     _log.info("%s", choice.reason)
     networks = load_geo4d(choice.path, dtype=torch.float32, device=evaluation.device)
     fingerprint = hashlib.sha256(choice.path.read_bytes()).hexdigest()[:12]
+
+    # 2. Videos, their scenes, and the tables.
+    truth = evaluation.output / "truth"
+    draw_videos(evaluation, truth)
     numbers = {}
     for name in ABLATIONS:
         reports = _reports(evaluation, networks, truth, name, fingerprint)
@@ -231,8 +234,13 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and value == value else None
 
 
-if __name__ == "__main__":
+def _main() -> int:
     import tyro
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     evaluate(tyro.cli(Geo4DEvaluation))
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(_main)

@@ -18,6 +18,7 @@ import torch
 
 from more4d_backend.depth import TinyDepth
 from more4d_backend.devices import DeviceRequest
+from more4d_backend.devices.state import detect_device
 from more4d_backend.evaluation import EvaluationReport, save_reports
 from more4d_backend.generation import FileModels
 from more4d_backend.generation.model_choice import DEFAULTS, EMBEDDED_SLOTS
@@ -175,6 +176,7 @@ _PARTS: dict[Part, Callable[[TinyEvaluation], list[EvaluationReport]]] = {
 
 def evaluate_tiny(told: TinyEvaluation) -> list[EvaluationReport]:
     """Evaluate the parts that were asked for, printing each table as it is done."""
+    detect_device(told.device)
     reports = []
     for part in told.parts:
         for report in _PARTS[part](told):

@@ -25,6 +25,7 @@ from .geo4d.clips import GeometryBatch
 from .geo4d.loader import ClipLoader
 from .geo4d.objectives import DenoiserObjective, geometry_latents, video_latents
 from .geo4d.recipes import Geo4DConfig, parse_geo4d_config
+from .run.command_line import train_and_exit
 from .run.loop import TrainingRun
 from .run.settings import SettingsError
 
@@ -128,4 +129,4 @@ def _latents(
 
 
 if __name__ == "__main__":
-    print(train(parse_geo4d_config("geo4d")))
+    train_and_exit(lambda: parse_geo4d_config("geo4d"), train)

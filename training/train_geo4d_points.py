@@ -13,6 +13,7 @@ from pathlib import Path
 from .geo4d.loader import ClipLoader
 from .geo4d.objectives import PointDecoderObjective
 from .geo4d.recipes import Geo4DConfig, parse_geo4d_config
+from .run.command_line import train_and_exit
 from .train_geo4d import networks_to_train, whole_run, write_trained
 
 
@@ -42,4 +43,4 @@ def train(config: Geo4DConfig) -> Path:
 
 
 if __name__ == "__main__":
-    print(train(parse_geo4d_config("geo4d_points")))
+    train_and_exit(lambda: parse_geo4d_config("geo4d_points"), train)

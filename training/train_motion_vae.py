@@ -23,7 +23,7 @@ from .data.sources import training_samples
 from .losses import divergence_loss, motion_loss, visibility_weight
 from .networks import PROFILES, motion_vae_to_train
 from .recipes import MotionVaeConfig
-from .run.command_line import train_and_exit
+from .run.command_line import parse_config, train_and_exit
 from .run.export import Export
 from .run.loop import TrainingRun
 from .run.objectives import Objective
@@ -153,4 +153,4 @@ def _relative_error(decoded: Tensor, motion: Tensor, batch: TrainingBatch) -> fl
 
 
 if __name__ == "__main__":
-    train_and_exit("motion_vae", MotionVaeConfig, train)
+    train_and_exit(lambda: parse_config("motion_vae", MotionVaeConfig), train)

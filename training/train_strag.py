@@ -34,7 +34,7 @@ from .evaluation.strag_validation import generated_motion
 from .losses import add_noise, at_latent_size, flow_matching_loss, visibility_weight
 from .recipes import StragConfig
 from .run.blocks import set_blocks_up
-from .run.command_line import train_and_exit
+from .run.command_line import parse_config, train_and_exit
 from .run.export import Export
 from .run.flow_matching import flow_matching_update, loss_at_fixed_levels
 from .run.loop import TrainingRun
@@ -321,4 +321,4 @@ def _validate(run: TrainingRun, given: StragGiven, validation: ValidationSet) ->
 
 
 if __name__ == "__main__":
-    train_and_exit("strag", StragConfig, train)
+    train_and_exit(lambda: parse_config("strag", StragConfig), train)

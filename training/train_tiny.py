@@ -24,6 +24,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from more4d_backend.devices.state import detect_device
 from more4d_backend.strag.profile import OWN
 from more4d_backend.tiny import relative_path
 from more4d_backend.tiny.depth_network import DepthNetwork
@@ -327,6 +328,7 @@ def _main() -> int:
     elif isinstance(told, Embedding):
         copy_embedded(told.name, told.source, folder=told.output, recipe=told.recipe)
     else:
+        detect_device(told.device)
         {"vae": train_vaes, "depth": train_depth}[told.part](told)
     return 0
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from more4d_backend.devices.state import detect_device
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
@@ -31,6 +32,7 @@ from .geo4d.quality import measured_quality
 from .geo4d.tiny_settings import TinyGeo4DTraining
 from .geo4d.tiny_unet import train_unet
 from .geo4d.tiny_vae import train_vae
+from .run.command_line import train_and_exit
 from .run.settings import SettingsError
 from .run.time_boxes import TimeBox
 
@@ -49,7 +51,9 @@ def train(training: TinyGeo4DTraining) -> Path:
     Raises:
         NotFiniteError: a loss is NaN or infinite.
         WeightsError, SettingsError: the file to start from is none, or of another size.
+        DevicePlanError: there is no such device.
     """
+    detect_device(training.device)
     torch.manual_seed(training.seed)
     networks, generator = _networks(training), _generator(training)
     path, ends, start = training.output / FILE_NAME, training.phase_ends, time.perf_counter()
@@ -144,4 +148,4 @@ if __name__ == "__main__":
     import tyro
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    print(train(tyro.cli(TinyGeo4DTraining)))
+    train_and_exit(lambda: tyro.cli(TinyGeo4DTraining), train)

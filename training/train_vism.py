@@ -37,7 +37,7 @@ from .data.sources import training_samples
 from .losses import add_noise, flow_matching_loss
 from .recipes import VismConfig
 from .run.blocks import set_blocks_up
-from .run.command_line import train_and_exit
+from .run.command_line import parse_config, train_and_exit
 from .run.export import Export
 from .run.flow_matching import flow_matching_update, loss_at_fixed_levels
 from .run.loop import TrainingRun
@@ -287,4 +287,4 @@ def _transformer(run: TrainingRun) -> "WanTransformer3DModel":
 
 
 if __name__ == "__main__":
-    train_and_exit("vism", VismConfig, train)
+    train_and_exit(lambda: parse_config("vism", VismConfig), train)

@@ -41,6 +41,14 @@ def _raiser(error: BaseException):
         (("encode", "strag", "tiny", *SEEDS), "data.encoded is None"),
         (("encode", "vism", "tiny", *NO_DATA, "--data.encoded", "NEW"), "NEW is not there."),
         (("ablations", "tiny", *SEEDS, "--ablation.no-depth-latent"), "leaves depth-latent out"),
+        (("train_geo4d", "tiny", "--weights", "NEW", "--run.output", "OUT"), "NEW does not exist"),
+        (("train_geo4d_points", "tiny", "--weights", "FILE", "--run.output", "OUT"), "FILE is"),
+        (("train_tiny_geo4d", "--start", "NEW", "--device", "cpu"), "NEW does not exist"),
+        (("train_tiny_geo4d", "--device", "cuda:99"), "device is cuda:99"),
+        (("train_tiny", "vae", "--device", "cuda:99", "--output", "NEW"), "device is cuda:99"),
+        (("evaluate_tiny", "--device", "cuda:99"), "device is cuda:99"),
+        (("evaluate_geo4d", "--device", "cuda:99", "--output", "NEW"), "device is cuda:99"),
+        (("evaluate_geo4d", "--weights", "NEW", "--output", "OUT"), "NEW does not exist"),
         (("gather", "NEW"), "NEW"),
         (("train_tiny", "depth", "--output", "NEW", "--device", "cpu"), "There is no file of"),
         (("train_tiny", "embed", "--name", "strag", "--source", "FILE", "--recipe", "x"), "FILE"),
@@ -51,7 +59,7 @@ def test_what_a_user_can_mend_is_told_in_a_sentence(
     tmp_path, monkeypatch, caplog, command: tuple[str, ...], message: str
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"NEW": str(tmp_path / "new"), "FILE": str(tmp_path / "file")}
+    places = {word: str(tmp_path / word.lower()) for word in ("NEW", "FILE", "OUT")}
     (tmp_path / "file").write_text("no weights")
     name, *words = command
     with pytest.raises(SystemExit) as end:

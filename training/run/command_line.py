@@ -34,11 +34,11 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
     raise SystemExit(status)
 
 
-def train_and_exit(trainer: str, kind: type[Config], train: Callable[[Config], Path]) -> NoReturn:
+def train_and_exit(parse: Callable[[], Config], train: Callable[[Config], Path]) -> NoReturn:
     """Train what the command line says, and print the path of the weights; see `exit_with`."""
 
     def command() -> int:
-        print(train(parse_config(trainer, kind)))
+        print(train(parse()))
         return 0
 
     exit_with(command)
