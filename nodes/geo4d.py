@@ -111,7 +111,7 @@ class More4DReconstruct(io.ComfyNode):
             fit=fit,
             resolution=resolution,
             seed=seed,
-            sampling=SamplingSettings(num_steps=num_steps),
+            sampling=SamplingSettings(num_steps=num_steps or None),
             alignment=_MODALITIES[modalities](),
         )
         framing = plan_framing((image.shape[1], image.shape[2]), networks.size, fit=fit)
@@ -144,8 +144,8 @@ def _inputs() -> list[io.Input]:
             "of the video if all points fit 2 GiB.",
         ),
         io.Int.Input(
-            "num_steps", default=5, min=1, max=100, advanced=True,
-            tooltip="Denoising steps; 5 gave the best published depth.",
+            "num_steps", default=0, min=0, max=100, advanced=True,
+            tooltip="Denoising steps. 0: what the weights are made for, 5 for the released ones.",
         ),
         io.Combo.Input(
             "modalities", options=list(_MODALITIES), default="all", advanced=True,

@@ -79,8 +79,8 @@ class Geo4DEvaluation:
     clips: ClipSettings = field(default_factory=ClipSettings)
     """How they are drawn; the camera turns 1 to 3 degrees a frame."""
 
-    num_steps: int = 5
-    """Denoising steps."""
+    num_steps: int | None = None
+    """Denoising steps. None: what the weights are made for."""
 
     device: str = "cpu"
     """Where the networks run."""
@@ -169,7 +169,8 @@ def evaluate(evaluation: Geo4DEvaluation) -> dict[str, Numbers]:
     print("\n".join(["", *numbers["all"].lines(), "", *ablation_lines(numbers)]))
     told = {name: asdict(value) for name, value in numbers.items()}
     with replacing(evaluation.output / "numbers.json") as path:
-        path.write_text(json.dumps({"weights": fingerprint, **told}, indent=2) + "\n")
+        made_by = {"weights": fingerprint, "num_steps": _num_steps(evaluation, networks)}
+        path.write_text(json.dumps({**made_by, **told}, indent=2) + "\n")
     return numbers
 
 
@@ -209,12 +210,16 @@ def _reports(
     settings = ReconstructionSettings(
         alignment=ABLATIONS[name], sampling=SamplingSettings(num_steps=evaluation.num_steps)
     )
-    made_by = f"{fingerprint}-{evaluation.num_steps}-steps"
+    made_by = f"{fingerprint}-{_num_steps(evaluation, networks)}-steps"
     scenes = evaluation.output / "scenes" / made_by / name
     benchmark = replace(_PROCEDURAL, tells_cameras=name not in _WITHOUT_CAMERAS)
     reports = evaluate_benchmark(benchmark, truth, scenes, make=scene_maker(networks, settings))
     save_reports(evaluation.output / f"{name}.json", reports)
     return reports
+
+
+def _num_steps(evaluation: Geo4DEvaluation, networks: Geo4DNetworks) -> int:
+    return evaluation.num_steps or networks.num_steps
 
 
 def _line(name: str, value: float | None, sign: str, aim: float) -> str:

@@ -8,9 +8,10 @@
 
 The stages of `train_geo4d_points` and `train_geo4d`, with their objectives, over a pool of clips
 that stays on the device. The VAE is trained whole, because no stock one is this small. Latents are
-computed once for each clip and each of its variants, then the UNet is trained on them. Writes
-`more4d_tiny_geo4d.safetensors`, and says what the networks get right on clips that were not
-trained on; `evaluate_geo4d` measures the whole path from video to scene.
+computed once for each clip and each of its variants, then the UNet is trained on them. Says what
+the networks get right on clips that were not trained on, and writes
+`more4d_tiny_geo4d.safetensors` with the number of denoising steps that was best there;
+`evaluate_geo4d` measures the whole path from video to scene.
 """
 
 import logging
@@ -28,7 +29,7 @@ from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
 
 from .geo4d.clips import GeometryBatch
 from .geo4d.pools import ClipPool, LatentPool, held_out_clips
-from .geo4d.quality import measured_quality
+from .geo4d.quality import WindowQuality, best_num_steps, measured_quality, steps_told
 from .geo4d.tiny_settings import TinyGeo4DTraining
 from .geo4d.tiny_unet import train_unet
 from .geo4d.tiny_vae import train_vae
@@ -98,7 +99,13 @@ def train(training: TinyGeo4DTraining) -> Path:
     told = f"{len(latents)} windows, {vae_steps} updates of the VAE, {unet_steps} of the UNet"
     _write(networks, path, training, told)
     _log.info("Wrote %s: %.2f MB; %s", path, path.stat().st_size / 1e6, told)
-    _look(networks, held_out, "At the end")
+    measured = _look(networks, held_out, "At the end")
+    networks.num_steps = best_num_steps(measured)
+    _write(networks, path, training, told)
+    _log.info(
+        "The file says to denoise in %s, which had the least rotation RPE on held-out clips.",
+        steps_told(networks.num_steps),
+    )
     _log.info("Done, %.0f s", time.perf_counter() - start)
     return path
 
@@ -139,9 +146,11 @@ def _write(networks: Geo4DNetworks, path: Path, training: TinyGeo4DTraining, tol
     save_geo4d(networks, path, metadata={"more4d_recipe": recipe, "more4d_profile": "own"})
 
 
-def _look(networks: Geo4DNetworks, clips: list[GeometryBatch], when: str) -> None:
-    for line in measured_quality(networks, clips):
-        _log.info("%s: %s", when, line)
+def _look(networks: Geo4DNetworks, clips: list[GeometryBatch], when: str) -> list[WindowQuality]:
+    measured = measured_quality(networks, clips)
+    for quality in measured:
+        _log.info("%s: %s", when, quality.line())
+    return measured
 
 
 if __name__ == "__main__":

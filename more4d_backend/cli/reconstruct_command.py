@@ -38,8 +38,8 @@ class WindowOptions:
     """Of the scene. source: the video's pixels. network: the network's. auto: the video's, if all
     its points fit 2 GiB."""
 
-    num_steps: int = 5
-    """Denoising steps; 5 gave the best published depth."""
+    num_steps: int | None = None
+    """Denoising steps. Default: what the weights are made for, which is 5 for the released ones."""
 
     rescale: Rescale = "corrected"
     """How sampling ends. released: as the published code does it."""

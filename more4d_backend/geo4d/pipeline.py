@@ -139,6 +139,7 @@ def reconstruct(
     device, size = networks.device, networks.size
     stride = max(size.num_frames // 4, 1) if settings.stride is None else settings.stride
     check_stride(stride, size.num_frames)
+    settings = replace(settings, sampling=settings.sampling.for_networks(networks))
     # 1. Every frame at the network's size, and which windows will see it.
     framed = frame_video(
         video,

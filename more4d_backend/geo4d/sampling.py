@@ -6,8 +6,9 @@ the timestep ("dynamic rescale", DynamiCrafter). Tensors are (window channel fra
 a timestep is 0 (clean) to 999 (noise).
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -15,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .model import Geo4DNetworks
+
+_log = logging.getLogger(__name__)
 
 NUM_TRAIN_TIMESTEPS = 1000
 DEFAULT_FPS = 24
@@ -34,21 +37,29 @@ class SamplingError(ValueError):
 class SamplingSettings:
     """How latents are sampled."""
 
-    num_steps: int = 5
-    """Calls of the UNet; 5 gave the best published depth, 10 slightly better rotations."""
+    num_steps: int | None = None
+    """Calls of the UNet. None: as many as the weights are made for, 5 for the released ones."""
 
     rescale: Rescale = "corrected"
     """At the end: `corrected` returns the clean latent that the network predicts. `released` leaves
     its dynamic rescale in (a factor of 0.85 at 5 steps) and 3 % of the predicted noise."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_steps <= NUM_TRAIN_TIMESTEPS:
+        if self.num_steps is not None and not 1 <= self.num_steps <= NUM_TRAIN_TIMESTEPS:
             raise SamplingError(
-                f"num_steps is {self.num_steps}; expected 1 to {NUM_TRAIN_TIMESTEPS}."
+                f"num_steps is {self.num_steps}; expected 1 to {NUM_TRAIN_TIMESTEPS}, or None: "
+                "what the weights are made for."
             )
         if self.rescale not in get_args(Rescale):
             known = ", ".join(get_args(Rescale))
             raise SamplingError(f"rescale is {self.rescale!r}; expected one of {known}.")
+
+    def for_networks(self, networks: Geo4DNetworks) -> "SamplingSettings":
+        """Return settings with the number of steps chosen; the log says why."""
+        why = "as asked for" if self.num_steps else "what these weights are made for"
+        num_steps = self.num_steps or networks.num_steps
+        _log.info("Denoising in %d step%s: %s.", num_steps, "s" if num_steps > 1 else "", why)
+        return replace(self, num_steps=num_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +137,7 @@ def sample_latents(
     video = video_latents.to(networks.device, networks.dtype)
     latents = noise.to(networks.device, torch.float32)
     rates = torch.full((len(latents),), fps, device=networks.device)
-    steps = _steps(settings)
+    steps = _steps(settings.num_steps or networks.num_steps, settings.rescale)
     for number, step in enumerate(steps):
         times = torch.full_like(rates, step.timestep)
         inputs = torch.cat([latents.to(video.dtype), video], dim=1)
@@ -166,13 +177,13 @@ class _Step:
     """Of the noise there."""
 
 
-def _steps(settings: SamplingSettings) -> list[_Step]:
+def _steps(num_steps: int, rescale: Rescale) -> list[_Step]:
     alpha, scale = alphas_cumprod().tolist(), latent_scale().tolist()
-    timesteps = trailing_timesteps(settings.num_steps).tolist()
+    timesteps = trailing_timesteps(num_steps).tolist()
     last = timesteps[-1]
     # After the last step, as (alpha, scale). The released code takes the first alpha for 1, and
     # never takes the last scale off.
-    end = (1.0, 1.0) if settings.rescale == "corrected" else (alpha[0], scale[last])
+    end = (1.0, 1.0) if rescale == "corrected" else (alpha[0], scale[last])
     states = [(alpha[t], scale[t]) for t in timesteps] + [end]
     return [
         _Step(

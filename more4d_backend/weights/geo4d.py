@@ -1,12 +1,14 @@
 """Our Geo4D file: UNet, VAE with both decoders and the folded context, under one set of names.
 
 `weights convert` makes it from the released pair of checkpoints (weights/geo4d_checkpoint.py), and
-trainers write it. How the networks are built stands in its header; where that was lost, sizes are
-read from shapes and the rest is as released.
+trainers write it. How the networks are built and in how many steps they denoise stands in its
+header; where that was lost, sizes are read from shapes and the rest is as released.
 """
 
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -15,11 +17,15 @@ from safetensors.torch import save_file
 
 from ..files import replacing
 from ..geo4d.model import Geo4DNetworks
+from ..geo4d.sampling import NUM_TRAIN_TIMESTEPS
+from ..geo4d.sizes import RELEASED_NUM_STEPS
 from . import load_into
 from .conversion import open_model
-from .files import WeightsError
-from .geo4d_sizes import SIZE_KEY, size_from_shapes, stored_size
+from .files import WeightFile, WeightsError
+from .geo4d_sizes import NUM_STEPS_KEY, SIZE_KEY, size_from_shapes, stored_size
 from .kinds import WeightKind, expect, recognize
+
+_log = logging.getLogger(__name__)
 
 
 def load_geo4d(
@@ -31,8 +37,8 @@ def load_geo4d(
     """Load a converted or trained Geo4D file. `dtype` None: as stored.
 
     Raises:
-        WeightsError: not a whole Geo4D file; for a released checkpoint the message says how to
-            convert it.
+        WeightsError: not a whole Geo4D file, or its header is damaged; for a released checkpoint
+            the message says how to convert it.
     """
     file = open_model(path)
     if recognize(file).kind in (WeightKind.GEO4D_CHECKPOINT, WeightKind.GEO4D_VAE):
@@ -49,6 +55,7 @@ def load_geo4d(
             networks = Geo4DNetworks(size)
     except KeyError as e:
         raise WeightsError(f"{path} lacks the tensor {e}, which Geo4D cannot be without.") from e
+    networks.num_steps = _stored_num_steps(file)
     load_into(networks, tensors, source=str(path), dtype=dtype, device=device)
     return networks.eval().to_channels_last()
 
@@ -60,7 +67,9 @@ def save_geo4d(
     dtype: torch.dtype = torch.bfloat16,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write networks as one safetensors file, with their sizes and `metadata` in its header.
+    """Write networks as one safetensors file.
+
+    Its header has `metadata`, the sizes, and the denoising steps that they are made for.
 
     Raises:
         OutputError: the file cannot be written.
@@ -73,6 +82,25 @@ def save_geo4d(
         "format": "pt",
         "more4d_kind": WeightKind.GEO4D.value,
         SIZE_KEY: json.dumps(asdict(networks.size)),
+        NUM_STEPS_KEY: str(networks.num_steps),
     }
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header)
+
+
+def _stored_num_steps(file: WeightFile) -> int:
+    """Read the denoising steps in the header; those of the released networks where it has none."""
+    text = file.metadata.get(NUM_STEPS_KEY)
+    if text is None:
+        _log.info(
+            "%s does not say in how many steps it denoises: %d, as released.",
+            file.path,
+            RELEASED_NUM_STEPS,
+        )
+        return RELEASED_NUM_STEPS
+    if not re.fullmatch("[1-9][0-9]{0,3}", text) or int(text) > NUM_TRAIN_TIMESTEPS:
+        raise WeightsError(
+            f"{file.path} says in its header that it denoises in {text[:20]!r} steps; expected 1 "
+            f"to {NUM_TRAIN_TIMESTEPS}. It may be damaged, or written by a newer version."
+        )
+    return int(text)

@@ -16,7 +16,13 @@ from torch import nn
 
 from ..geo4d.layers import Pointwise2d
 from ..geo4d.network import Geo4DUNet
-from ..geo4d.sizes import IMAGE_TOKENS_PER_FRAME, LATENT_CHANNELS, Geo4DSize, VAESize
+from ..geo4d.sizes import (
+    IMAGE_TOKENS_PER_FRAME,
+    LATENT_CHANNELS,
+    RELEASED_NUM_STEPS,
+    Geo4DSize,
+    VAESize,
+)
 from ..geo4d.vae import Decoder, Encoder, UncertaintyBranch
 from .files import StoredTensor, WeightFile, WeightsError, stored
 from .geo4d_context import (
@@ -29,7 +35,7 @@ from .geo4d_context import (
     text_tower_shapes,
 )
 from .geo4d_pair import POINT_VAE
-from .geo4d_sizes import SIZE_KEY, unet_size, vae_size
+from .geo4d_sizes import NUM_STEPS_KEY, SIZE_KEY, unet_size, vae_size
 from .keys import Shape, Table, renamed, renamer
 from .kinds import WeightKind
 
@@ -111,7 +117,8 @@ def converted(file: WeightFile, tensors: Stored) -> tuple[dict[str, StoredTensor
     rename = renamer(_KEPT)
     kept = renamed({n: t for n, t in tensors.items() if rename(n) is not None}, _KEPT)
     kept |= stored({"context": fold_context(tensors)})
-    return kept, {SIZE_KEY: json.dumps(asdict(size))}
+    header = {SIZE_KEY: json.dumps(asdict(size)), NUM_STEPS_KEY: str(RELEASED_NUM_STEPS)}
+    return kept, header
 
 
 def _size(tensors: Stored) -> Geo4DSize:

@@ -13,6 +13,8 @@ Stored = Mapping[str, StoredTensor]
 
 SIZE_KEY = "geo4d_size"
 """In the header of our file: the sizes as JSON."""
+NUM_STEPS_KEY = "more4d_num_steps"
+"""In the header of our file: denoising steps that the weights are made for."""
 
 
 def stored_size(file: WeightFile) -> Geo4DSize | None:

@@ -43,7 +43,8 @@ def all_knowing(clean):
         noise = (noisy - alpha.sqrt() * scaled) / (1 - alpha).sqrt()
         return (alpha.sqrt() * noise - (1 - alpha).sqrt() * scaled).float()
 
-    return SimpleNamespace(unet=unet, context=None, device="cpu", dtype=torch.float32)
+    known = {"context": None, "device": "cpu", "dtype": torch.float32, "num_steps": 5}
+    return SimpleNamespace(unet=unet, **known)
 
 
 @pytest.mark.usefixtures("as_users_run_it")
@@ -127,14 +128,41 @@ def test_a_network_that_returns_nan_is_told_with_its_step():
         velocity = known.unet(latents, timestep, context, fps)
         return torch.where(timestep.view(-1, 1, 1, 1, 1) == 599, torch.nan, velocity)
 
-    networks = SimpleNamespace(unet=broken, context=None, device="cpu", dtype=torch.float32)
+    networks = all_knowing(clean)
+    networks.unet = broken
     with pytest.raises(SamplingError, match=r"NaN or infinity at step 3 of 5 \(timestep 599\)"):
         sample_latents(networks, draw(2, 4), draw(1))
 
 
-def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(SamplingError, match="num_steps is 0; expected 1 to 1000"):
-        SamplingSettings(num_steps=0)
+@pytest.mark.parametrize("num_steps", [0, -1, 1001])
+def test_settings_that_cannot_work_are_refused(num_steps):
+    with pytest.raises(SamplingError, match=rf"num_steps is {num_steps}; expected 1 to 1000, or N"):
+        SamplingSettings(num_steps=num_steps)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_where_no_steps_are_named_the_networks_decide():
+    networks, done = all_knowing(draw(0)), []
+    for of_networks, asked in ((1, None), (2, None), (2, 4)):
+        networks.num_steps = of_networks
+        sample_latents(
+            networks,
+            draw(2, 4),
+            draw(1),
+            settings=SamplingSettings(num_steps=asked),
+            progress=lambda *step: done.append(step),
+        )
+    assert done == [(1, 1), (1, 2), (2, 2), (1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_the_log_says_how_many_steps_and_why(networks, caplog):
+    with caplog.at_level("INFO"):
+        assert SamplingSettings().for_networks(networks) == SamplingSettings(num_steps=5)
+        assert SamplingSettings(num_steps=1).for_networks(networks).num_steps == 1
+    assert caplog.messages == [
+        "Denoising in 5 steps: what these weights are made for.",
+        "Denoising in 1 step: as asked for.",
+    ]
 
 
 @pytest.mark.usefixtures("as_users_run_it")

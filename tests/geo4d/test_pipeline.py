@@ -61,6 +61,23 @@ def test_every_frame_of_the_video_and_nothing_else_is_in_the_scene(toy_networks,
     torch.testing.assert_close(scene.cameras.world_to_camera[0], torch.eye(4))
 
 
+def test_the_weights_decide_the_denoising_steps_where_the_settings_do_not(
+    toy_networks, monkeypatch, caplog
+):
+    monkeypatch.setattr(toy_networks, "num_steps", 1)
+    unsaid = replace(ONE_STEP, sampling=SamplingSettings())
+    with caplog.at_level("INFO"):
+        found = reconstruct(clip(2), toy_networks, unsaid).scene
+    assert caplog.messages.count("Denoising in 1 step: what these weights are made for.") == 1
+    one = reconstruct(clip(2), toy_networks, ONE_STEP).scene
+    torch.testing.assert_close(found.points.positions, one.points.positions, equal_nan=True)
+    two = replace(ONE_STEP, sampling=SamplingSettings(num_steps=2))
+    other = reconstruct(clip(2), toy_networks, two).scene
+    assert not torch.allclose(
+        found.points.positions, other.points.positions, atol=1e-3, equal_nan=True
+    )
+
+
 def test_what_continues_a_short_video_never_reaches_the_scene(toy_networks, monkeypatch):
     seen = []
 

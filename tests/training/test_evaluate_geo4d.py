@@ -61,8 +61,19 @@ def test_the_same_weights_use_their_scenes_again(evaluation, found, monkeypatch,
     assert found["disparity"].within is not None
     assert "NOT reached" in capsys.readouterr().out
     stored = json.loads((evaluation.output / "numbers.json").read_text())
-    assert set(stored) == {"weights", *ABLATIONS}
+    assert set(stored) == {"weights", "num_steps", *ABLATIONS}
+    assert stored["num_steps"] == 1
     assert stored["all"]["abs_rel"] == found["all"].abs_rel
+
+
+def test_where_no_steps_are_named_the_weights_decide(evaluation, found, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate_geo4d, "scene_maker", no_networks)
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    unsaid = replace(evaluation, num_steps=None)
+    assert [evaluate_geo4d._num_steps(asked, networks) for asked in (evaluation, unsaid)] == [1, 5]
+    # Scenes of another number of steps are not taken for these.
+    with pytest.raises(pytest.fail.Exception, match="a scene was made again"):
+        evaluate(unsaid)
 
 
 def test_true_scenes_reach_everything(evaluation, monkeypatch, tmp_path):

@@ -10,7 +10,9 @@ from torch import nn
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
+from training import train_tiny_geo4d
 from training.geo4d.pools import LatentPool
+from training.geo4d.quality import WindowQuality, best_num_steps
 from training.geo4d.tiny_settings import PhaseEnds, TinyGeo4DTraining
 from training.geo4d.tiny_unet import drawn_timesteps, train_unet
 from training.procedural.clips import ClipSettings
@@ -44,8 +46,30 @@ def test_a_small_run_writes_a_file_that_loads_and_says_what_it_measured(tmp_path
     networks = load_geo4d(path)
     assert networks.size == GEO4D_SIZES["tiny"]
     assert "5 steps: rotation RPE" in caplog.text
+    assert f"says to denoise in {networks.num_steps} step" in caplog.text
     assert "true latents: rotation RPE" in caplog.text
     assert "4 windows, 2 updates of the VAE, 2 of the UNet" in caplog.text
+
+
+@pytest.mark.parametrize("best", [1, 5])
+def test_the_file_says_the_steps_that_were_better_on_held_out_clips(tmp_path, monkeypatch, best):
+    def measured(_networks, _batches):
+        errors_deg = {None: 0.1, 1: 3.0, 5: 3.0} | {best: 2.0}
+        return [WindowQuality(num_steps=n, columns=(e,) * 6) for n, e in errors_deg.items()]
+
+    monkeypatch.setattr(train_tiny_geo4d, "measured_quality", measured)
+    assert load_geo4d(train(replace(SMALL, output=tmp_path))).num_steps == best
+
+
+def test_of_two_numbers_of_steps_the_one_with_less_error_of_rotations_is_best():
+    def quality(num_steps, rotation_deg, abs_rel):
+        columns = (rotation_deg, 2.0, 0.5, abs_rel, 0.5, 0.5)
+        return WindowQuality(num_steps=num_steps, columns=columns)
+
+    true = quality(None, 0.01, 0.01)
+    assert best_num_steps([true, quality(1, 1.0, 0.4), quality(5, 2.0, 0.1)]) == 1
+    assert best_num_steps([true, quality(1, 2.0, 0.1), quality(5, 1.0, 0.4)]) == 5
+    assert best_num_steps([quality(5, 1.0, 0.1), quality(1, 1.0, 0.4)]) == 1
 
 
 def test_a_run_that_goes_on_keeps_the_vae_and_trains_the_unet(tmp_path):

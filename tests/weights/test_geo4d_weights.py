@@ -161,6 +161,8 @@ def test_the_released_pair_becomes_one_file_that_computes_the_same(
     assert report.is_usable
     loaded = load_geo4d(tmp_path / "g.safetensors")
     assert loaded.size == SIZE
+    assert loaded.num_steps == 5
+    assert open_model(tmp_path / "g.safetensors").metadata["more4d_num_steps"] == "5"
     assert torch.equal(loaded.context, folded_by_hand)
     for name, value in loaded.unet.state_dict().items():
         assert torch.equal(value, model[f"model.diffusion_model.{name}"]), name
@@ -328,6 +330,37 @@ def test_a_file_without_its_header_is_read_by_its_shapes(release, folded_by_hand
     tensors = {n: t.read() for n, t in open_model(tmp_path / "g.safetensors").tensors.items()}
     save_file(tensors, tmp_path / "h.safetensors")
     assert load_geo4d(tmp_path / "h.safetensors").size == SIZE
+
+
+@pytest.mark.parametrize("num_steps", [1, 5, 1000])
+def test_the_file_says_in_how_many_steps_it_denoises(tmp_path, num_steps):
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    networks.num_steps = num_steps
+    save_geo4d(networks, tmp_path / "g.safetensors")
+    assert load_geo4d(tmp_path / "g.safetensors").num_steps == num_steps
+    convert_file(tmp_path / "g.safetensors", tmp_path / "h.safetensors", dtype=torch.float32)
+    assert load_geo4d(tmp_path / "h.safetensors").num_steps == num_steps
+
+
+def test_a_file_that_does_not_say_it_is_used_as_the_released_one_and_the_log_says_so(
+    tmp_path, caplog
+):
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
+    save_file(tensors, tmp_path / "g.safetensors")
+    with caplog.at_level("INFO"):
+        assert load_geo4d(tmp_path / "g.safetensors").num_steps == 5
+    assert "does not say in how many steps it denoises: 5, as released." in caplog.text
+
+
+@pytest.mark.parametrize("text", ["0", "x", "10000", "1001", "-1", "1.5", "", "05", "9" * 9999])
+def test_a_damaged_number_of_steps_is_refused(tmp_path, text):
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
+    path = tmp_path / "g.safetensors"
+    save_file(tensors, path, metadata={"more4d_num_steps": text})
+    with pytest.raises(WeightsError, match=r"denoises in '.{0,20}' steps; expected 1 to 1000\. It"):
+        load_geo4d(path)
 
 
 def test_a_damaged_header_and_a_missing_tensor_are_told(tmp_path):

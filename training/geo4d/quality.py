@@ -4,7 +4,7 @@ The whole path, alignment included, is measured by `evaluate`; this is for train
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,9 @@ from more4d_backend.geometry import align_similarity
 from .clips import GeometryBatch
 from .objectives import geometry_latents, video_latents
 
+MEASURED_STEPS = (1, 5)
+"""Denoising steps that are tried: networks of few parameters may be better at one step."""
+
 _COLUMNS = (
     "rotation RPE {0:.2f} deg (still camera {1:.2f})",
     "centres off by {2:.2f} of their spread",
@@ -29,25 +32,57 @@ _COLUMNS = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowQuality:
+    """What windows were like, in the mean."""
+
+    num_steps: int | None
+    """Denoising steps; None: true latents, decoded."""
+
+    columns: tuple[float, ...]
+    """As the line names them."""
+
+    @property
+    def rotation_rpe_deg(self) -> float:
+        """Error of frame-to-frame rotations."""
+        return self.columns[0]
+
+    def line(self) -> str:
+        """Tell it."""
+        name = "true latents" if self.num_steps is None else steps_told(self.num_steps)
+        return f"{name}: " + "; ".join(_COLUMNS).format(*self.columns)
+
+
+def steps_told(num_steps: int) -> str:
+    """Return `1 step`, `5 steps`."""
+    return f"{num_steps} step{'s' if num_steps > 1 else ''}"
+
+
+def best_num_steps(measured: Iterable[WindowQuality]) -> int:
+    """Return the denoising steps with the least error of rotations, of equal ones the fewest."""
+    sampled = [(q.rotation_rpe_deg, q.num_steps) for q in measured if q.num_steps is not None]
+    return min(sampled)[1]
+
+
 @torch.no_grad()
-def measured_quality(networks: Geo4DNetworks, batches: Iterable[GeometryBatch]) -> list[str]:
-    """Return a line for the VAE alone (true latents), and for 1 and 5 steps of sampling."""
-    rows: dict[str, list[Tensor]] = {"true latents": [], "1 step": [], "5 steps": []}
+def measured_quality(
+    networks: Geo4DNetworks, batches: Iterable[GeometryBatch]
+) -> list[WindowQuality]:
+    """Measure the VAE alone (true latents), and 1 and 5 steps of sampling."""
+    rows: dict[int | None, list[Tensor]] = {None: [], **{steps: [] for steps in MEASURED_STEPS}}
     for batch in batches:
         batch = replace(batch, depth=batch.depth.float()).to(networks.device)
         video = video_latents(networks.vae, batch.pictures())
-        latents = {"true latents": geometry_latents(networks.vae, batch.images())}
-        noise = torch.randn(
-            latents["true latents"].shape, generator=torch.Generator().manual_seed(0)
-        )
-        for name, steps in (("1 step", 1), ("5 steps", 5)):
+        true = geometry_latents(networks.vae, batch.images())
+        rows[None].append(_of_batch(networks, batch, true))
+        noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
+        for steps in MEASURED_STEPS:
             settings = SamplingSettings(num_steps=steps)
-            latents[name] = sample_latents(networks, video, noise, settings=settings)
-        for name, values in latents.items():
-            rows[name].append(_of_batch(networks, batch, values))
+            sampled = sample_latents(networks, video, noise, settings=settings)
+            rows[steps].append(_of_batch(networks, batch, sampled))
     return [
-        f"{name}: " + "; ".join(_COLUMNS).format(*torch.cat(values).mean(0).tolist())
-        for name, values in rows.items()
+        WindowQuality(num_steps=steps, columns=tuple(torch.cat(values).mean(0).tolist()))
+        for steps, values in rows.items()
     ]
 
 

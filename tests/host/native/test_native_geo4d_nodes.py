@@ -17,6 +17,7 @@ def toy(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         networks = Geo4DNetworks(GEO4D_SIZES["toy"]).eval()
+    networks.num_steps = 1
     save_geo4d(networks, folder / "toy_geo4d.safetensors", dtype=torch.float32)
     return folder, networks
 
@@ -42,6 +43,22 @@ def test_a_video_becomes_the_scene_that_it_becomes_without_a_host(native_host, t
     same = (found["valid"] == scene.points.valid).float().mean()
     assert same > 0.98
     torch.testing.assert_close(found["intrinsics"], scene.cameras.intrinsics, rtol=0.02, atol=1e-3)
+
+
+def test_0_steps_are_those_that_the_weights_are_made_for(native_host, toy):
+    folder, _ = toy
+    positions = [
+        native_host.call(
+            "geo4d_nodes.reconstructed",
+            folder=str(folder),
+            name="toy_geo4d.safetensors",
+            image=video(2),
+            num_steps=num_steps,
+        )["positions"]
+        for num_steps in (0, 1, 5)
+    ]
+    torch.testing.assert_close(positions[0], positions[1], equal_nan=True)
+    assert not torch.allclose(positions[0], positions[2], atol=1e-3, equal_nan=True)
 
 
 def test_every_input_says_what_it_is(native_host):
