@@ -101,14 +101,21 @@ def gather_fragments(
     if averaged and not about.averaged:
         raise CheckpointError(f"{folder} has no running mean. Take the last parameters.")
     use_mean = about.averaged if averaged is None else averaged
-    first, *others = about.exports
-    path = output or folder.parent / first.file
+    path = output or folder.parent / about.exports[0].file
+    given = [_given(export, folder) for export in about.exports]
     tensors = dict(joined(folder, about, averaged=use_mean))
     _log.info("%s: %d tensors of %d ranks", folder, len(tensors), about.num_ranks)
-    first.write(tensors, path)
-    for export in others:
-        export.write(tensors, path.with_name(export.file))
+    for number, (export, besides) in enumerate(zip(about.exports, given, strict=True)):
+        export.write(besides | tensors, path.with_name(export.file) if number else path)
     return path
+
+
+def _given(export: Export, folder: Path) -> dict[str, Tensor]:
+    """What the run did not train and a file for use needs: it lies beside the checkpoints."""
+    if export.given is None:
+        return {}
+    file = _opened(folder.parent / export.given)
+    return {export.prefix + name: file.get_tensor(name) for name in file.keys()}
 
 
 def joined(folder: Path, about: ShardedWeights, *, averaged: bool) -> Iterator[tuple[str, Tensor]]:

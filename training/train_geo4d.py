@@ -10,34 +10,44 @@ checkpoints to begin with, `train_tiny_geo4d` trains everything from nothing, at
 Writes `geo4d.safetensors` to the output folder. Settings: `--help` after a recipe's name.
 """
 
+import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from more4d_backend.files import replacing
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sampling import NUM_TRAIN_TIMESTEPS
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
+from more4d_backend.weights.geo4d_sizes import SIZE_KEY
+from more4d_backend.weights.kinds import WeightKind
 
 from .geo4d.clips import GeometryBatch
 from .geo4d.loader import ClipLoader
 from .geo4d.objectives import DenoiserObjective, geometry_latents, video_latents
 from .geo4d.recipes import Geo4DConfig, parse_geo4d_config
 from .run.command_line import train_and_exit
+from .run.convolution_layout import set_layout
+from .run.export import Export
 from .run.loop import TrainingRun
-from .run.settings import SettingsError
+from .run.settings import EXPORT_DTYPES
 
 _log = logging.getLogger(__name__)
 
 FILE_NAME = "geo4d.safetensors"
+GIVEN = "geo4d_given.safetensors"
+"""What a run split over ranks does not hold, for the file that is gathered from it."""
 
 
 def train(config: Geo4DConfig) -> Path:
     """Train, and return the path of the weights."""
     # 1. The run: devices, seeds, what to continue.
-    run = whole_run(config)
+    run = TrainingRun(config)  # pyright: ignore[reportArgumentType] (data of its own kind)
 
     # 2. The data.
     dataset = config.data.dataset(config.run.seed)
@@ -47,8 +57,8 @@ def train(config: Geo4DConfig) -> Path:
     networks = networks_to_train(config)
     networks.vae.eval().requires_grad_(False).to(run.device)
     networks.unet.gradient_checkpointing = config.run.gradient_checkpointing
-    objective = DenoiserObjective(networks).train()
-    run.prepare(objective, loader)
+    objective = DenoiserObjective(networks, exported(config, networks)).train()
+    prepare(run, networks, objective, loader)
 
     # 4. The loop.
     for batch in run.batches():
@@ -70,22 +80,6 @@ def train(config: Geo4DConfig) -> Path:
     return path
 
 
-def whole_run(config: Geo4DConfig) -> TrainingRun:
-    """Start a run whose every rank holds all parameters: 23 GB with the optimiser at full size.
-
-    Raises:
-        SettingsError: launched so that parameters are split over ranks.
-    """
-    run = TrainingRun(config)  # pyright: ignore[reportArgumentType] (data of its own kind)
-    if run.is_sharded:
-        raise SettingsError(
-            "Geo4D's trainers keep all parameters on every rank, but were launched with FSDP or "
-            "DeepSpeed. Launch without; where memory is short, use --run.gradient-checkpointing "
-            "and smaller batches with --run.accumulation."
-        )
-    return run
-
-
 def networks_to_train(config: Geo4DConfig) -> Geo4DNetworks:
     """Load what the config begins with, in float32, or make it from the run's seed."""
     if config.weights is not None:
@@ -96,12 +90,47 @@ def networks_to_train(config: Geo4DConfig) -> Geo4DNetworks:
         return Geo4DNetworks(GEO4D_SIZES[config.size])
 
 
+def exported(config: Geo4DConfig, networks: Geo4DNetworks) -> Export:
+    """Return how a run that is split over ranks writes the networks."""
+    return Export(
+        kind=WeightKind.GEO4D.value,
+        prefix="",
+        file=FILE_NAME,
+        dtype=EXPORT_DTYPES[config.run.export_precision],
+        profile="own",
+        given=GIVEN,
+        metadata={SIZE_KEY: json.dumps(asdict(networks.size))},
+    )
+
+
+def prepare(
+    run: TrainingRun, networks: Geo4DNetworks, objective: nn.Module, loader: ClipLoader
+) -> None:
+    """Prepare a run; split over ranks, write what `training.gather` will not find in checkpoints.
+
+    Raises:
+        CheckpointError, SettingsError: see `TrainingRun.prepare`.
+        OutputError: the output folder cannot be written.
+    """
+    if run.is_sharded:
+        # Engines cut parameters as they lie in memory.
+        set_layout(objective, channels_last=False)
+        held = objective.state_dict().keys()
+        given = {n: t.contiguous() for n, t in networks.state_dict().items() if n not in held}
+        if run.is_main:
+            with replacing(run.output / GIVEN) as temporary:
+                save_file(given, temporary)
+    run.prepare(objective, loader)
+
+
 def write_trained(run: TrainingRun, networks: Geo4DNetworks) -> Path:
-    """Write the networks with what was trained, or its running mean, in its place; on rank 0.
+    """Write the networks with what was trained, or its running mean, in its place; all ranks call.
 
     Raises:
         KeyError: something was trained that is no part of the networks.
     """
+    if run.is_sharded:
+        return run.write_weights()
     path = run.output / FILE_NAME
     if not run.is_main:
         return path
@@ -122,7 +151,9 @@ def write_trained(run: TrainingRun, networks: Geo4DNetworks) -> Path:
 def _latents(
     run: TrainingRun, networks: Geo4DNetworks, batch: GeometryBatch
 ) -> tuple[Tensor, Tensor]:
-    with run.accelerator.autocast():
+    # By torch: accelerate's own is none under the engines.
+    bf16 = run.settings.precision == "bf16"
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
         clean = geometry_latents(networks.vae, batch.images())
         video = video_latents(networks.vae, batch.pictures())
     return clean.float(), video.float()

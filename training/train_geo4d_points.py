@@ -14,13 +14,14 @@ from .geo4d.loader import ClipLoader
 from .geo4d.objectives import PointDecoderObjective
 from .geo4d.recipes import Geo4DConfig, parse_geo4d_config
 from .run.command_line import train_and_exit
-from .train_geo4d import networks_to_train, whole_run, write_trained
+from .run.loop import TrainingRun
+from .train_geo4d import exported, networks_to_train, prepare, write_trained
 
 
 def train(config: Geo4DConfig) -> Path:
     """Train, and return the path of the weights."""
     # 1. The run: devices, seeds, what to continue.
-    run = whole_run(config)
+    run = TrainingRun(config)  # pyright: ignore[reportArgumentType] (data of its own kind)
 
     # 2. The data.
     dataset = config.data.dataset(config.run.seed)
@@ -28,8 +29,10 @@ def train(config: Geo4DConfig) -> Path:
 
     # 3. The networks.
     networks = networks_to_train(config)
+    networks.vae.to(run.device)
     networks.vae.set_gradient_checkpointing(config.run.gradient_checkpointing)
-    run.prepare(PointDecoderObjective(networks.vae).train(), loader)
+    objective = PointDecoderObjective(networks.vae, exported(config, networks)).train()
+    prepare(run, networks, objective, loader)
 
     # 4. The loop.
     for batch in run.batches():

@@ -8,6 +8,7 @@ import pytest
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from training.geo4d.recipes import GEO4D_RECIPES, parse_geo4d_config
 from training.recipes import MotionVaeConfig, StragConfig, VismConfig
 from training.run.command_line import parse_config
 
@@ -31,7 +32,10 @@ def test_a_launch_line_is_understood(line, monkeypatch):
     if arguments.config_file is not None:
         assert Path(arguments.config_file) in [c.relative_to(ROOT) for c in CONFIGURATIONS]
     trainer = arguments.training_script.removeprefix("training.train_")
-    parse_config(trainer, CONFIGS[trainer], arguments.training_script_args)
+    if trainer in GEO4D_RECIPES:
+        parse_geo4d_config(trainer, arguments.training_script_args)
+    else:
+        parse_config(trainer, CONFIGS[trainer], arguments.training_script_args)
 
 
 def test_every_configuration_is_named_in_the_page():

@@ -18,6 +18,8 @@ from more4d_backend.geo4d.sampling import DEFAULT_FPS, noised
 from more4d_backend.geo4d.sizes import GEOMETRY_CHANNELS
 from more4d_backend.geo4d.vae import LATENT_SCALE, DecodedPoints, Geo4DVAE
 
+from ..run.export import Export
+from ..run.objectives import Objective
 from .clips import BatchImages
 
 _SMALLEST_SIGMA = 1e-3
@@ -69,21 +71,24 @@ def laplace_nll(
     return reduce(likelihood, "picture height width -> picture", "mean")
 
 
-class PointDecoderObjective(nn.Module):
+class PointDecoderObjective(Objective):
     """Point maps through the frozen encoder and the point decoder that is trained."""
 
-    def __init__(self, vae: Geo4DVAE) -> None:
-        super().__init__()
+    def __init__(self, vae: Geo4DVAE, *exports: Export) -> None:
+        super().__init__(*exports)
         vae.requires_grad_(False)
         vae.point_decoder.requires_grad_(True)
-        self.vae = vae
+        # Only what is trained is a part: engines would round what is frozen, too.
+        self.vae = nn.ModuleDict({"point_decoder": vae.point_decoder})
+        self._whole = (vae,)
 
-    def forward(self, points: Float[Tensor, "clip frame 3 height width"]) -> Float[Tensor, " clip"]:
+    def losses(self, points: Float[Tensor, "clip frame 3 height width"]) -> Float[Tensor, " clip"]:
         """Return the loss of each clip."""
+        (vae,) = self._whole
         flat = rearrange(points, "n f c h w -> (n f) c h w")
         with torch.no_grad():
-            latents = self.vae.encode(flat)
-        losses = laplace_nll(self.vae.decode_points(latents), flat)
+            latents = vae.encode(flat)
+        losses = laplace_nll(vae.decode_points(latents), flat)
         return reduce(losses, "(n f) -> n", "mean", n=len(points))
 
 
@@ -133,14 +138,14 @@ class VaeObjective(nn.Module):
         return {"loss": loss, "nll": nll} | losses
 
 
-class DenoiserObjective(nn.Module):
+class DenoiserObjective(Objective):
     """The velocity that the UNet predicts for noisy latents."""
 
-    def __init__(self, networks: Geo4DNetworks) -> None:
-        super().__init__()
+    def __init__(self, networks: Geo4DNetworks, *exports: Export) -> None:
+        super().__init__(*exports)
         self.unet, self.context = networks.unet, networks.context
 
-    def forward(
+    def losses(
         self,
         clean: Float[Tensor, "window 16 frame height width"],
         video: Float[Tensor, "window 4 frame height width"],

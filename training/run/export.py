@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -40,6 +40,12 @@ class Export:
     lora_alpha: float | None = None
     """Of a LoRA."""
 
+    given: str | None = None
+    """Name of a file beside the checkpoints: tensors that the objective does not hold."""
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Of the file, besides its kind and profile."""
+
     @property
     def writes_frozen(self) -> bool:
         """Whether what is not trained is written too."""
@@ -59,7 +65,9 @@ class Export:
         dtype: torch.dtype = getattr(torch, self.dtype)
         if self.writes_frozen:
             kind = WeightKind(self.kind)
-            export_weights(inside, kind, path, dtype=dtype, profile=self.profile)
+            export_weights(
+                inside, kind, path, dtype=dtype, profile=self.profile, metadata=self.metadata
+            )
         else:
             assert self.lora_alpha is not None
             _export_lora(inside, self.lora_alpha, path, dtype)
@@ -92,10 +100,11 @@ def export_weights(
     *,
     dtype: torch.dtype,
     profile: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a network's state (library names) under its original names.
 
-    The metadata says what the file is and with which profile the weights were trained.
+    The header says what the file is, with which profile the weights were trained, and `metadata`.
 
     Raises:
         OutputError: the place cannot be written.
@@ -107,9 +116,9 @@ def export_weights(
         name: tensor.read().to("cpu", dtype).contiguous().clone()
         for name, tensor in original.items()
     }
-    metadata = {"format": "pt", "more4d_kind": kind.value}
+    header = dict(metadata or {}) | {"format": "pt", "more4d_kind": kind.value}
     if profile is not None:
-        metadata["more4d_profile"] = profile
+        header["more4d_profile"] = profile
     with replacing(path) as temporary:
-        save_file(values, temporary, metadata=metadata)
+        save_file(values, temporary, metadata=header)
     _log.info("Wrote %s: %s", path, kind.label)

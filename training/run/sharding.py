@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_BLOCK = "WanTransformerBlock"
+_BLOCKS = ("WanTransformerBlock", "ResBlock", "SpatialTransformer", "TemporalTransformer")
+"""Classes whose modules FSDP2 gathers one by one: those of Wan, and of Geo4D's denoiser."""
 
 Engine = Literal["fsdp", "zero2", "zero3"]
 """`zero2` stands for stages 1 and 2."""
@@ -124,8 +125,8 @@ def set_engine_up(
 def _set_fsdp_up(plugin: Any, objective: Objective, config: TrainerSettings) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    there = any(type(part).__name__ == _BLOCK for part in objective.modules())
-    plugin.transformer_cls_names_to_wrap = [_BLOCK] if there else []
+    there = {type(part).__name__ for part in objective.modules()}
+    plugin.transformer_cls_names_to_wrap = [name for name in _BLOCKS if name in there]
     if config.run.precision == "bf16":
         # accelerate's policy would also round what blocks are given (noise levels, rotations)
         # and the loss, and sum gradients in bfloat16.
