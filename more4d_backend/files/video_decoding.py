@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,12 +84,10 @@ class VideoPictures:
         Raises:
             FileFormatError: no video, damaged or truncated.
         """
-        import av
-
         with (
             Path(self.path).open("rb") as file,
             decoding(self.path, _EXPECTED),
-            av.open(file, "r", options={"format_whitelist": _DEMUXERS}) as container,
+            _opened(file) as container,
         ):
             stream = next(iter(container.streams.video), None)
             if stream is None:
@@ -102,7 +101,17 @@ class VideoPictures:
                     break
             else:
                 clock.refuse_early_end()
-            self.fps = clock.fps(len(clock.starts))
+            if math.isnan(self.fps):
+                clock.tell_uneven()  # once, however often the file is read
+            self.fps = clock.fps()
+
+
+def _opened(file: BufferedReader) -> "InputContainer":
+    import av
+
+    if not file.peek(1):
+        raise ValueError("the file is empty")
+    return av.open(file, "r", options={"format_whitelist": _DEMUXERS})
 
 
 def _pictures(clock: "_Clock") -> Iterator["VideoFrame"]:
@@ -171,15 +180,18 @@ class _Clock:
                 f"at {end_s:.3f} s; pass max_frames={len(known)} to read what is there"
             )
 
-    def fps(self, num_frames: int) -> float:
-        """Average rate; logs when frames are not evenly spaced."""
+    def tell_uneven(self) -> None:
+        """Log when frames are not evenly spaced."""
         known = sorted(start for start in self.starts if start is not None)
         gaps = np.diff(known)
         if len(gaps) and np.abs(gaps - np.median(gaps)).max() > 0.5 * np.median(gaps):
             _log.warning("The video's frames are not evenly spaced in time; all are kept in order.")
+
+    def fps(self) -> float:
+        """Average rate."""
         rate = self.stream.average_rate or self.stream.guessed_rate
         if not rate:
-            raise ValueError(f"its {num_frames} frames have no rate")
+            raise ValueError(f"its {len(self.starts)} frames have no rate")
         return float(rate)
 
 

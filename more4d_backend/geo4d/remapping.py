@@ -59,7 +59,8 @@ def scene_of_source(
     positions, colors = torch.empty(*shape, 3), torch.empty(*shape, 3)
     valid = torch.empty(shape, dtype=torch.bool)
     confidence = None if points.confidence is None else torch.empty(shape)
-    for frame, picture in enumerate(same_size(video.pictures())):
+    # What it says of sizes was told when the video was framed.
+    for frame, picture in enumerate(same_size(video.pictures(), told=True)):
         plausible = (points.valid[frame] & (depth[frame] >= NEAREST)).to(device)
         sampled, known = framing.source_depth(depth[frame].to(device), plausible)
         in_camera = unproject(centers, sampled, intrinsics[frame])

@@ -157,11 +157,13 @@ def frame_video(
 
 
 def same_size(
-    pictures: Iterator[UInt8[Tensor, "height width 3"]],
+    pictures: Iterator[UInt8[Tensor, "height width 3"]], *, told: bool = False
 ) -> Iterator[UInt8[Tensor, "height width 3"]]:
-    """Fill the first picture's size with each later one that is of another size."""
+    """Fill the first picture's size with each later one that is of another size.
+
+    The log says so, unless it was `told` before.
+    """
     size_hw: tuple[int, int] | None = None
-    told = False
     for number, picture in enumerate(pictures):
         own_hw = (picture.shape[0], picture.shape[1])
         size_hw = size_hw or own_hw
