@@ -26,10 +26,11 @@ from more4d_backend.devices.state import detect_device
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
+from more4d_backend.wording import counted
 
 from .geo4d.clips import GeometryBatch
 from .geo4d.pools import ClipPool, LatentPool, held_out_clips
-from .geo4d.quality import WindowQuality, best_num_steps, measured_quality, steps_told
+from .geo4d.quality import WindowQuality, best_num_steps, measured_quality
 from .geo4d.tiny_settings import TinyGeo4DTraining
 from .geo4d.tiny_unet import train_unet
 from .geo4d.tiny_vae import train_vae
@@ -104,7 +105,7 @@ def train(training: TinyGeo4DTraining) -> Path:
     _write(networks, path, training, told)
     _log.info(
         "The file says to denoise in %s, which had the least rotation RPE on held-out clips.",
-        steps_told(networks.num_steps),
+        counted(networks.num_steps, "step"),
     )
     _log.info("Done, %.0f s", time.perf_counter() - start)
     return path

@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ..geo4d.framing import Fit, Resolution
 from ..geo4d.sampling import DEFAULT_FPS, Rescale, SamplingSettings
+from ..wording import counted
 from .console import Progress, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -161,10 +162,10 @@ class Reconstruct:
         save_scene(self.output, result.scene)
         print_table("time", ["stage", "seconds"], stages.rows())
         LOGGER.info(
-            "Wrote %s: %d frames from %d windows.",
+            "Wrote %s: %s from %s.",
             self.output,
-            result.scene.num_frames,
-            result.num_windows,
+            counted(result.scene.num_frames, "frame"),
+            counted(result.num_windows, "window"),
         )
         return 0
 

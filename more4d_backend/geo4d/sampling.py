@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..wording import counted
 from .model import Geo4DNetworks
 
 _log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class SamplingSettings:
         """Return settings with the number of steps chosen; the log says why."""
         why = "as asked for" if self.num_steps else "what these weights are made for"
         num_steps = self.num_steps or networks.num_steps
-        _log.info("Denoising in %d step%s: %s.", num_steps, "s" if num_steps > 1 else "", why)
+        _log.info("Denoising in %s: %s.", counted(num_steps, "step"), why)
         return replace(self, num_steps=num_steps)
 
 

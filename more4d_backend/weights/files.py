@@ -137,12 +137,19 @@ def _single_file(path: Path) -> Path:
         raise WeightsError(f"{path} does not exist. Give a weight file or the folder it is in.")
     if not path.is_dir():
         return path
+    suffixes = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".torch")
     files = sorted(p for p in path.iterdir() if p.name.endswith(".index.json"))
     if not files:
-        suffixes = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".torch")
         files = sorted(p for p in path.iterdir() if p.suffix in suffixes)
+    if not files:
+        raise WeightsError(
+            f"{path} is a folder without weight files; expected one that ends in "
+            f"{', '.join(suffixes)}, the .index.json of a sharded one, or the parts of a released "
+            "model: folders vae, encoder_prompt and decoder_prompt (motion VAE), or model.ckpt and "
+            "vae.ckpt (Geo4D)."
+        )
     if len(files) != 1:
-        found = first_five(p.name for p in files) or "none"
+        found = first_five(p.name for p in files)
         raise WeightsError(f"{path} is a folder with {len(files)} weight files: {found}. Name one.")
     return files[0]
 

@@ -383,6 +383,22 @@ def test_settings_that_cannot_work_are_refused_before_the_networks_run(
         reconstruct(clip(5), toy_networks, ONE_STEP)
 
 
+class GrowingPictures(PictureVideo):
+    """Of another size from the third picture on."""
+
+    def pictures(self):
+        for number, picture in enumerate(super().pictures()):
+            yield picture if number < 2 else picture.repeat(2, 2, 1)
+
+
+def test_a_change_of_size_is_told_once_though_the_video_is_read_twice(toy_networks, caplog):
+    video, settings = GrowingPictures(colors(4), fps=12.0), replace(ONE_STEP, resolution="source")
+    with caplog.at_level(logging.WARNING):
+        scene = reconstruct(video, toy_networks, settings).scene
+    assert scene.points.positions.shape == (4, 48, 64, 3)
+    assert caplog.text.count("change size") == 1
+
+
 class FirstPicture(PictureVideo):
     """Fails where more than one batch of pictures is read."""
 
@@ -407,7 +423,7 @@ def test_sizes_that_cannot_work_are_refused_when_the_first_pictures_are_read(
         reconstruct(video, toy_networks, ONE_STEP)
 
 
-def test_a_video_file_becomes_a_scene_file_that_renders(toy_weights, tmp_path):
+def test_a_video_file_becomes_a_scene_file_that_renders(toy_weights, tmp_path, capsys):
     pytest.importorskip("tyro", reason="the command line needs the extra [headless]")
     from more4d_backend.cli import main
 
@@ -416,6 +432,12 @@ def test_a_video_file_becomes_a_scene_file_that_renders(toy_weights, tmp_path):
     command = ["reconstruct", str(tmp_path / "a.mp4"), "-o", str(scene), "--device", "cpu"]
     assert main([*command, "--weights", str(toy_weights), "--num-steps", "1"]) == 0
     assert load_scene(scene).num_frames == 6
+    assert "6 frames from 3 windows." in capsys.readouterr().err
+    assert main([*command, "--weights", str(toy_weights), "--max-frames", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "1 frame from 1 window." in said
+    assert "Denoising in 5 steps: what these weights are made for." in said
+    assert main([*command, "--weights", str(toy_weights), "--num-steps", "0"]) == 2
     render = ["render", str(scene), "-o", str(tmp_path / "out")]
     assert main([*render, "--device", "cpu", "--camera", "truck-left"]) == 0
     assert VideoFile(tmp_path / "out" / "truck-left.mp4").fps != 0

@@ -17,6 +17,7 @@ from more4d_backend.geo4d.ray_maps import cameras_from_rays
 from more4d_backend.geo4d.sampling import SamplingSettings, sample_latents
 from more4d_backend.geo4d.windows import Window
 from more4d_backend.geometry import align_similarity
+from more4d_backend.wording import counted
 
 from .clips import GeometryBatch
 from .objectives import geometry_latents, video_latents
@@ -49,13 +50,8 @@ class WindowQuality:
 
     def line(self) -> str:
         """Tell it."""
-        name = "true latents" if self.num_steps is None else steps_told(self.num_steps)
+        name = "true latents" if self.num_steps is None else counted(self.num_steps, "step")
         return f"{name}: " + "; ".join(_COLUMNS).format(*self.columns)
-
-
-def steps_told(num_steps: int) -> str:
-    """Return `1 step`, `5 steps`."""
-    return f"{num_steps} step{'s' if num_steps > 1 else ''}"
 
 
 def best_num_steps(measured: Iterable[WindowQuality]) -> int:

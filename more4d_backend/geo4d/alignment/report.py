@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...scene import Scene4D
+from ...wording import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,8 @@ class AlignmentReport:
         no_rays = sum(not w.rays_used for w in self.windows)
         bridged = sum(w.bridged for w in self.windows)
         return (
-            f"{len(self.windows)} windows {state} in {self.iterations} steps "
+            f"{counted(len(self.windows), 'window')} {state} in "
+            f"{counted(self.iterations, 'step')} "
             f"(last {self.last_step:.1e}): loss {self.start.total:.4f} -> {self.end.total:.4f}"
             f"{error}, focal length {self.focal_px:.1f} px; without disparity {no_disparity}, "
             f"without rays {no_rays}, bridged {bridged}"
