@@ -81,7 +81,7 @@ def test_split_over_ranks_geo4d_trains_the_same_and_is_gathered(
     assert len(curve.split) == 8
     assert len(curve.before_kill) > 4  # the checkpoint's step
     assert curve.resumed_difference == 0
-    assert curve.difference < 5e-3  # bfloat16: 1.4e-4 measured; 2.6e-3 for the point decoder
+    assert curve.difference < 5e-3  # bfloat16: 1.4e-4 measured; 3.5e-3 for the point decoder
     assert curve.split[-1] < 0.95 * curve.split[0] or trainer == "geo4d"  # noise differs by step
 
     # The file has everything: what was trained, as in the whole run, and the rest as it was.
@@ -93,7 +93,7 @@ def test_split_over_ranks_geo4d_trains_the_same_and_is_gathered(
     assert all(torch.equal(found[name], before[name]) for name in before.keys() - names)
     learned = torch.cat([(expected[n] - before[n]).flatten() for n in sorted(names)])
     error = torch.cat([(found[n] - expected[n]).flatten() for n in sorted(names)])
-    assert error.norm() < 0.2 * learned.norm()  # 0.08 measured
+    assert error.norm() < 0.2 * learned.norm()  # 0.14 measured, in bfloat16
 
     # From a checkpoint: the running mean, the last parameters, and what is missing by its name.
     checkpoint = tmp_path / "checkpoint-00000004"
