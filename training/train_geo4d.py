@@ -10,9 +10,7 @@ checkpoints to begin with, `train_tiny_geo4d` trains everything from nothing, at
 Writes `geo4d.safetensors` to the output folder. Settings: `--help` after a recipe's name.
 """
 
-import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,9 +20,8 @@ from torch import Tensor, nn
 from more4d_backend.files import replacing
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sampling import NUM_TRAIN_TIMESTEPS
-from more4d_backend.geo4d.sizes import GEO4D_SIZES
-from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
-from more4d_backend.weights.geo4d_sizes import SIZE_KEY
+from more4d_backend.geo4d.sizes import GEO4D_SIZES, RELEASED_NUM_STEPS
+from more4d_backend.weights.geo4d import geo4d_header, load_geo4d, save_geo4d
 from more4d_backend.weights.kinds import WeightKind
 
 from .geo4d.clips import GeometryBatch
@@ -55,6 +52,7 @@ def train(config: Geo4DConfig) -> Path:
 
     # 3. The networks; the VAE only encodes.
     networks = networks_to_train(config)
+    networks.num_steps = RELEASED_NUM_STEPS  # trained at all timesteps, whatever it begins with
     networks.vae.eval().requires_grad_(False).to(run.device)
     networks.unet.gradient_checkpointing = config.run.gradient_checkpointing
     objective = DenoiserObjective(networks, exported(config, networks)).train()
@@ -99,7 +97,7 @@ def exported(config: Geo4DConfig, networks: Geo4DNetworks) -> Export:
         dtype=EXPORT_DTYPES[config.run.export_precision],
         profile="own",
         given=GIVEN,
-        metadata={SIZE_KEY: json.dumps(asdict(networks.size))},
+        metadata=geo4d_header(networks),
     )
 
 

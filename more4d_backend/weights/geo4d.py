@@ -78,14 +78,18 @@ def save_geo4d(
         name: value.detach().to("cpu", dtype, copy=True).contiguous()
         for name, value in networks.state_dict().items()
     }
-    header = dict(metadata or {}) | {
-        "format": "pt",
-        "more4d_kind": WeightKind.GEO4D.value,
+    header = dict(metadata or {}) | geo4d_header(networks)
+    header |= {"format": "pt", "more4d_kind": WeightKind.GEO4D.value}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def geo4d_header(networks: Geo4DNetworks) -> dict[str, str]:
+    """Return what only the header of a file tells of networks."""
+    return {
         SIZE_KEY: json.dumps(asdict(networks.size)),
         NUM_STEPS_KEY: str(networks.num_steps),
     }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
 
 
 def _stored_num_steps(file: WeightFile) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
+from more4d_backend.weights.conversion import open_model
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
 from training import train_geo4d, train_geo4d_points
 from training.geo4d.loader import ClipLoader
@@ -55,6 +56,7 @@ def small(config: Geo4DConfig, steps: int, output, weights=None) -> Geo4DConfig:
 def start(tmp_path):
     torch.manual_seed(3)
     networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    networks.num_steps = 1
     save_geo4d(networks, tmp_path / "start.safetensors", dtype=torch.float32)
     return tmp_path / "start.safetensors"
 
@@ -71,15 +73,27 @@ def test_the_denoiser_s_trainer_changes_the_denoiser_and_nothing_else(tmp_path, 
     assert names
     assert "context" in names
     assert all(name == "context" or name.startswith("unet.") for name in names)
+    assert load_geo4d(path).num_steps == 5  # trained at all timesteps, whatever it began with
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert [s["loss"] > 0 for s in steps if "loss" in s] == [True, True]
 
 
 def test_the_point_decoder_s_trainer_changes_the_point_decoder_and_nothing_else(tmp_path, start):
     config = small(point_decoder_tiny(tmp_path), 2, tmp_path / "run", start)
-    names = changed(train_geo4d_points.train(config), start)
+    path = train_geo4d_points.train(config)
+    names = changed(path, start)
     assert names
     assert all(name.startswith("vae.point_decoder.") for name in names)
+    assert load_geo4d(path).num_steps == 1  # the denoiser is as it was
+
+
+def test_a_run_split_over_ranks_writes_the_header_of_a_whole_one(tmp_path, start):
+    networks = load_geo4d(start)
+    export = train_geo4d.exported(small(denoiser_tiny(tmp_path), 2, tmp_path, start), networks)
+    save_geo4d(networks, tmp_path / "whole.safetensors")
+    whole = open_model(tmp_path / "whole.safetensors").metadata
+    assert export.metadata.items() <= whole.items()
+    assert export.metadata.keys() | {"format", "more4d_kind"} == whole.keys()
 
 
 def test_a_resumed_training_is_the_same_to_the_last_bit(tmp_path, start):
