@@ -75,6 +75,11 @@ class Framing:
         """Columns that do."""
         return _shown(self.offset_yx[1], self.scaled_hw[1], self.network_hw[1])
 
+    @property
+    def content_hw(self) -> tuple[int, int]:
+        """Height and width of the part of the network's picture that shows the source."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
     def shown_in(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a smaller map of the network's picture that show no border at all."""
         rows, columns = (
@@ -106,12 +111,8 @@ class Framing:
         intrinsics = cameras.intrinsics.clone()
         intrinsics[:, 0, 2] -= self.columns.start
         intrinsics[:, 1, 2] -= self.rows.start
-        return replace(
-            cameras,
-            intrinsics=intrinsics,
-            height=self.rows.stop - self.rows.start,
-            width=self.columns.stop - self.columns.start,
-        )
+        height, width = self.content_hw
+        return replace(cameras, intrinsics=intrinsics, height=height, width=width)
 
     def source_cameras(self, cameras: Cameras) -> Cameras:
         """From cameras of the network's picture to those of the whole source, in its pixels."""

@@ -18,12 +18,13 @@ from torch import Tensor
 from ..devices import free_bytes
 from ..scene import Scene4D
 from ..wan.sampling import initial_noise
+from ..wording import counted
 from .alignment import AlignmentReport, AlignmentResult, AlignmentSettings, align_windows
 from .batching import ShrinkingBatches
 from .decoding import DecodingSettings, decode_windows, window_bytes
 from .framing import Fit, Framing, Resolution, plan_framing
 from .model import Geo4DNetworks
-from .remapping import scene_of_content, scene_of_source, source_bytes
+from .remapping import aligned_bytes, scene_bytes, scene_of_content, scene_of_source
 from .sampling import DEFAULT_FPS, SamplingSettings, sample_latents
 from .sizes import GEOMETRY_CHANNELS
 from .video import FramedVideo, Video, frame_video
@@ -286,18 +287,31 @@ def _check_memory(
 ) -> None:
     """Refuse, before the networks run, what would not fit the host's memory."""
     free = free_bytes(torch.device("cpu"))
-    held = sum(window_bytes(w.num_frames, framed.framing.network_hw) for w in windows)
-    if held > free:
+    framing, frames = framed.framing, framed.num_frames
+    # All of it is alive when the last pixels are mapped back.
+    held = sum(window_bytes(w.num_frames, framing.network_hw) for w in windows)
+    aligned = aligned_bytes(frames, framing.network_hw)
+    content = scene_bytes(frames, framing.content_hw)
+    if held + aligned + content > free:
         raise ReconstructionError(
-            f"{len(windows)} windows take {_gib(held)} of memory and {_gib(free)} are free. Use a "
-            "larger stride, a smaller network size, or fewer frames (frame_step, max_frames)."
+            f"{counted(len(windows), 'window')} take {_gib(held)} of memory, their scene takes "
+            f"{_gib(aligned + content)}, and {_gib(free)} are free. Use a larger stride, a smaller "
+            "network size, or fewer frames (frame_step, max_frames)."
         )
-    scene = source_bytes(framed.num_frames, framed.framing.source_hw)
-    if settings.resolution == "source" and scene > free:
+    source = scene_bytes(frames, framing.source_hw)
+    if _resolution(settings, framed) == "source" and held + aligned + source > free:
         raise ReconstructionError(
-            f"A scene of {framed.num_frames} frames at the video's own size takes {_gib(scene)} of "
-            f"memory and {_gib(free)} are free. Use resolution network, or fewer frames."
+            f"A scene of {counted(frames, 'frame')} at the video's own size takes {_gib(source)} "
+            f"of memory, what it is made from {_gib(held + aligned)}, and {_gib(free)} are free. "
+            "Use resolution network, or fewer frames."
         )
+
+
+def _resolution(settings: ReconstructionSettings, framed: FramedVideo) -> Resolution:
+    if settings.resolution != "auto":
+        return settings.resolution
+    needed = scene_bytes(framed.num_frames, framed.framing.source_hw)
+    return "source" if needed <= _SOURCE_LIMIT_BYTES else "network"
 
 
 def _mapped_back(
@@ -308,15 +322,13 @@ def _mapped_back(
     device: torch.device,
     progress: Progress,
 ) -> Scene4D:
-    framing, resolution = framed.framing, settings.resolution
-    if resolution == "auto":
-        needed = source_bytes(framed.num_frames, framing.source_hw)
-        resolution = "source" if needed <= _SOURCE_LIMIT_BYTES else "network"
+    framing, resolution = framed.framing, _resolution(settings, framed)
+    if settings.resolution == "auto":
         _log.info(
             "The scene has the pixels of the %s: at the video's own %dx%d it takes %s.",
             "video" if resolution == "source" else "network",
             *framing.source_hw,
-            _gib(needed),
+            _gib(scene_bytes(framed.num_frames, framing.source_hw)),
         )
     if resolution == "source":
         scene, depth = aligned.scene, aligned.depth

@@ -1,5 +1,6 @@
 """Aligned geometry back at the pixels of the video that it came from."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -76,6 +77,11 @@ def scene_of_source(
     return Scene4D(points=maps, cameras=cameras, fps=scene.fps)
 
 
-def source_bytes(num_frames: int, source_hw: tuple[int, int]) -> int:
-    """Memory that a scene at the video's own pixels takes."""
-    return num_frames * source_hw[0] * source_hw[1] * (4 * (3 + 3 + 1) + 1)
+def scene_bytes(num_frames: int, size_hw: tuple[int, int]) -> int:
+    """Memory that a scene of so many pixels takes."""
+    return num_frames * math.prod(size_hw) * (4 * (3 + 3 + 1) + 1)
+
+
+def aligned_bytes(num_frames: int, network_hw: tuple[int, int]) -> int:
+    """Memory that a scene of the network's pictures takes together with their depth."""
+    return scene_bytes(num_frames, network_hw) + 4 * num_frames * math.prod(network_hw)

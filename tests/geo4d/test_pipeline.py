@@ -13,7 +13,12 @@ from more4d_backend.devices import DeviceMemoryError
 from more4d_backend.files.videos import save_video
 from more4d_backend.geo4d import pipeline
 from more4d_backend.geo4d.alignment import AlignmentSettings
-from more4d_backend.geo4d.decoding import DecodingError, DecodingSettings, decode_windows
+from more4d_backend.geo4d.decoding import (
+    DecodingError,
+    DecodingSettings,
+    decode_windows,
+    window_bytes,
+)
 from more4d_backend.geo4d.framing import plan_framing
 from more4d_backend.geo4d.modalities import ModalityError, ModalitySettings
 from more4d_backend.geo4d.pipeline import (
@@ -24,6 +29,7 @@ from more4d_backend.geo4d.pipeline import (
     sample_windows,
 )
 from more4d_backend.geo4d.predictions import WindowError
+from more4d_backend.geo4d.remapping import aligned_bytes, scene_bytes
 from more4d_backend.geo4d.sampling import SamplingError, SamplingSettings
 from more4d_backend.geo4d.speed import CompilationError, compilation_told
 from more4d_backend.geo4d.video import PictureVideo, VideoFile, frame_video
@@ -383,6 +389,50 @@ def test_settings_that_cannot_work_are_refused_before_the_networks_run(
         reconstruct(clip(5), toy_networks, ONE_STEP)
 
 
+def scene_nbytes(scene) -> int:
+    points = scene.points
+    parts = (points.positions, points.colors, points.valid, points.confidence)
+    return sum(part.nbytes for part in parts)
+
+
+@pytest.mark.parametrize("resolution", ["source", "network"])
+def test_memory_of_a_scene_is_what_its_arrays_take(toy_networks, monkeypatch, resolution):
+    seen = []
+    original = pipeline.align_windows
+    spy = lambda *a, **o: seen.append(original(*a, **o)) or seen[-1]  # noqa: E731
+    monkeypatch.setattr(pipeline, "align_windows", spy)
+    settings = replace(ONE_STEP, resolution=resolution, fit="pad")
+    done = reconstruct(clip(3, 60, 90), toy_networks, settings)
+    (aligned,) = seen
+    counted = scene_nbytes(aligned.scene) + aligned.depth.nbytes
+    assert aligned_bytes(3, done.framing.network_hw) == counted
+    size_hw = (60, 90) if resolution == "source" else done.framing.content_hw
+    assert scene_bytes(3, size_hw) == scene_nbytes(done.scene)
+
+
+@pytest.mark.parametrize(("resolution", "advice"), [
+    ("network", "2 windows take .* their scene takes .*larger stride"),
+    ("source", "5 frames at the video's own size .* Use resolution network"),
+    ("auto", "5 frames at the video's own size .* Use resolution network"),
+])  # fmt: skip
+def test_windows_and_scene_have_to_fit_memory_together(
+    toy_networks, monkeypatch, resolution, advice
+):
+    video, network_hw = clip(5, 96, 128), (48, 64)
+    result_hw = network_hw if resolution == "network" else (96, 128)
+    needed = 2 * window_bytes(4, network_hw)
+    needed += aligned_bytes(5, network_hw) + scene_bytes(5, result_hw)
+    free = [needed]
+    monkeypatch.setattr(pipeline, "work_bytes", lambda *_: 0)
+    monkeypatch.setattr(pipeline, "free_bytes", lambda _device: free[0])
+    settings = replace(ONE_STEP, network_hw=network_hw, resolution=resolution)
+    assert reconstruct(video, toy_networks, settings).num_windows == 2
+    free[0] -= 1
+    monkeypatch.setattr(pipeline, "encode_video", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises(ReconstructionError, match=advice):
+        reconstruct(video, toy_networks, settings)
+
+
 class GrowingPictures(PictureVideo):
     """Of another size from the third picture on."""
 
@@ -460,6 +510,29 @@ def test_the_command_refuses_in_words(arguments, message, toy_weights, tmp_path,
     (tmp_path / "file").touch()
     assert main(["reconstruct", *arguments, "--weights", str(toy_weights)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_option_of_the_command_reaches_the_settings():
+    pytest.importorskip("tyro", reason="the command line needs the extra [headless]")
+    from more4d_backend.cli.reconstruct_command import WindowOptions
+
+    assert WindowOptions().settings() == ReconstructionSettings()
+    same = {
+        "stride": 3, "fit": "pad", "network_hw": (16, 24), "resolution": "network", "seed": 9,
+        "condition_fps": 7, "windows_per_batch": 2,
+    }  # fmt: skip
+    sampling = {"num_steps": 4, "rescale": "released"}
+    reductions = {"ray_reduction": 2, "disparity_reduction": 1}
+    options = WindowOptions(
+        **same, **sampling, **reductions, sky_tolerance=0.35, modalities="points",
+        alignment_weights="paper",
+    )  # fmt: skip
+    assert options.settings() == ReconstructionSettings(
+        **same,
+        sampling=SamplingSettings(**sampling),
+        decoding=DecodingSettings(**reductions, modalities=ModalitySettings(sky_tolerance=0.35)),
+        alignment=AlignmentSettings.points_only().with_paper_weights(),
+    )
 
 
 def test_where_the_networks_cannot_be_compiled_one_sentence_says_so():
