@@ -84,6 +84,11 @@ def test_the_weights_decide_the_denoising_steps_where_the_settings_do_not(
     )
 
 
+def test_the_report_of_one_window_says_window(toy_networks):
+    assert reconstruct(clip(1), toy_networks, ONE_STEP).report.summary().startswith("1 window ")
+    assert reconstruct(clip(5), toy_networks, ONE_STEP).report.summary().startswith("2 windows ")
+
+
 def test_what_continues_a_short_video_never_reaches_the_scene(toy_networks, monkeypatch):
     seen = []
 
