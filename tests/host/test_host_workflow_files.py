@@ -5,9 +5,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.comfy_host import PACK_NAME, ROOT, RejectedError
-from more4d_backend.scene_files import save_scene
+from more4d_backend.files.videos import save_video
+from more4d_backend.geo4d.model import Geo4DNetworks
+from more4d_backend.geo4d.sizes import GEO4D_SIZES
+from more4d_backend.scene_files import load_scene, save_scene
+from more4d_backend.weights.geo4d import save_geo4d
 from workflows.build import BLUEPRINT, WORKFLOWS, blueprint
 from workflows.graph import NOTE, Graph, has_control, input_definitions, is_widget, page_file
 
@@ -164,6 +169,46 @@ def test_a_camera_path_that_was_drawn_gives_a_video(comfy, schemas, video_frames
     frames = video_frames(comfy.file(file))
     assert frames.shape == (49, 128, 176, 3)
     assert np.abs(frames[24].astype(float) - frames[0]).mean() > 8  # of 255
+
+
+@pytest.fixture
+def toy_geo4d(comfy):
+    """Name of a Geo4D file of random values that the server lists."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = Geo4DNetworks(GEO4D_SIZES["toy"]).eval()
+    folder = comfy.base / "models" / "geometry_estimation"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_geo4d(networks, folder / "toy_geo4d.safetensors", dtype=torch.float32)
+    return "toy_geo4d.safetensors"
+
+
+def test_a_video_is_reconstructed_and_shot_again_before_its_holes_are_filled(
+    comfy, schemas, toy_geo4d, video_frames
+):
+    y, x = np.mgrid[0:48, 0:64]
+    waves = [np.sin(x / 9 + y / 7 + frame / 3)[..., None] * [1, 0.5, -1] for frame in range(9)]
+    save_video(comfy.base / "input" / "waves.mp4", torch.tensor(np.array(waves)) / 2 + 0.5, fps=8)
+    graph = Graph()
+    WORKFLOWS["video-to-4d-video"](graph)
+    prompt = graph.prompt(schemas)
+    keys = {node["class_type"]: key for key, node in prompt.items()}
+    prompt[keys["LoadVideo"]]["inputs"]["file"] = "waves.mp4"
+    prompt[keys["More4DLoadGeo4D"]]["inputs"]["weights_name"] = toy_geo4d
+    prompt[keys["ImageFromBatch"]]["inputs"]["length"] = 9
+    # 4D-ViSM's networks are the user's to bring: the render, holes and all, becomes the video.
+    prompt[keys["CreateVideo"]]["inputs"]["images"] = [keys["More4DRender"], 0]
+    needed, found = [keys["SaveVideo"], keys["More4DSceneSave"]], set()
+    while needed:
+        found.add(key := needed.pop())
+        links = [v for v in prompt[key]["inputs"].values() if isinstance(v, list)]
+        needed += [str(link[0]) for link in links if str(link[0]) not in found]
+    run = comfy.run({key: prompt[key] for key in found})
+    assert run.end == "execution_success", run.detail
+    (file,) = run.outputs[keys["SaveVideo"]]["images"]
+    assert video_frames(comfy.file(file)).shape == (9, 48, 64, 3)
+    (scene,) = (comfy.base / "output" / "more4d").glob("video-scene*.safetensors")
+    assert load_scene(scene).num_frames == 9
 
 
 def test_a_scene_is_exported_in_every_format(comfy, schemas, scene_file):
