@@ -28,6 +28,16 @@ def video(frames=5, height=60, width=90):
     return (torch.stack([torch.sin(x * k + y * (3 - k) + phase) for k in range(3)], -1) + 1) / 2
 
 
+@pytest.fixture
+def one_thread():
+    """More threads add in another order, which shows in scenes of random networks: nothing fits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_video_becomes_the_scene_that_it_becomes_without_a_host(native_host, toy):
     folder, networks = toy
     found = native_host.call(

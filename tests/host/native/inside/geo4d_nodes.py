@@ -2,6 +2,7 @@
 
 import comfy.model_management
 import folder_paths
+import torch
 from more4d_pack.nodes import geo4d
 
 NODE = {
@@ -17,6 +18,7 @@ def _loaded(folder, name):
 
 def reconstructed(folder, name, image, **changed):
     """What both nodes make of a video."""
+    torch.set_num_threads(1)  # as the test
     network = _loaded(folder, name)
     options = {"fps": 12.0} | NODE | changed
     scene, report = geo4d.More4DReconstruct.execute(geo4d=network, image=image, **options).result
