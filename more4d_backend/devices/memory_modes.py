@@ -191,8 +191,13 @@ def _stream(module: nn.Module, plan: DevicePlan, offload_type: str) -> None:
 def _set_attention(denoiser: "ModelMixin", plan: DevicePlan) -> None:
     if plan.attention == "native":
         return
+    from diffusers.models.attention_dispatch import attention_backend
+
     try:
-        denoiser.set_attention_backend(plan.attention)
+        # diffusers makes the backend of one model that of the whole process, in ComfyUI that of
+        # other packs' models too; on leaving, this puts back what was there.
+        with attention_backend():
+            denoiser.set_attention_backend(plan.attention)
     except (ImportError, RuntimeError, ValueError) as e:
         raise DevicePlanError(
             f"The attention backend {plan.attention!r} cannot be used here: {e} Use native."

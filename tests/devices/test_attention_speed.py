@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from more4d_backend.devices import attention_speed
 from more4d_backend.devices.attention_speed import (
     choose_attention,
     fastest_attention,
@@ -37,8 +38,19 @@ def test_backends_that_cannot_run_here_are_left_out_and_named(caplog):
     assert "_native_cudnn cannot be used here" in caplog.text
 
 
-def test_what_was_measured_is_logged_with_the_choice(caplog):
+def test_what_was_measured_is_logged_with_the_choice(caplog, monkeypatch):
+    seconds = {"native": 1.0, "_native_flash": 0.5}
+    monkeypatch.setattr(attention_speed, "measure_attention", lambda **_: seconds)
     with caplog.at_level(logging.INFO):
-        choice = fastest_attention(**CPU)
-    assert f"Using {choice}." in caplog.text
-    assert "Attention over 16 tokens: native" in caplog.text
+        choice = fastest_attention(**CPU | {"device": torch.device("cuda")})
+    assert choice == "_native_flash"
+    assert "Using _native_flash." in caplog.text
+    assert "Attention over 16 tokens: native 1000.00 ms" in caplog.text
+
+
+def test_noise_decides_nothing_on_a_cpu(caplog, monkeypatch):
+    seconds = {"native": 1.0, "_native_flash": 0.5}
+    monkeypatch.setattr(attention_speed, "measure_attention", lambda **_: seconds)
+    with caplog.at_level(logging.INFO):
+        assert fastest_attention(**CPU) == "native"
+    assert "Attention: native, because a CPU has no other kernel" in caplog.text

@@ -205,6 +205,16 @@ def test_an_attention_backend_that_is_not_there_is_refused():
         apply_plan(plan("resident", attention="sage"), denoisers=[transformer()])
 
 
+def test_the_attention_backend_of_one_model_is_that_of_no_other():
+    chosen, other = transformer(), transformer()
+    expected = call(other)
+    # cuDNN has no kernel for a CPU, so whoever attends with it fails here.
+    apply_plan(plan("resident", attention="_native_cudnn"), denoisers=[chosen])
+    with pytest.raises(RuntimeError, match="No viable backend"):
+        call(chosen)
+    assert torch.equal(call(other), expected)
+
+
 # Sizes
 
 
