@@ -175,9 +175,11 @@ def _without_border(prediction: WindowPrediction, framing: Framing) -> WindowPre
     rays = prediction.rays
     if rays is not None:
         rows, columns = framing.shown_in(*rays.directions.shape[1:3])
-        rays = RayMaps(
-            directions=rays.directions[:, rows, columns], moments=rays.moments[:, rows, columns]
-        )
+        # Not cut off: the place of a ray tells the focal length, and where its weight lies.
+        shown = torch.zeros_like(rays.directions[..., :1], dtype=torch.bool)
+        shown[:, rows, columns] = True
+        directions, moments = rays.directions.where(shown, 0), rays.moments.where(shown, 0)
+        rays = RayMaps(directions=directions, moments=moments) if shown.any() else None
     return replace(prediction, valid=valid, rays=rays)
 
 

@@ -22,7 +22,8 @@ class RayMaps:
     """Rays of pixels in Pluecker form, in the coordinates of some world."""
 
     directions: Float[Tensor, "frame height width 3"]
-    """From the camera's centre through the pixel's; of any length above 0."""
+    """From the camera's centre through the pixel's; of any length above 0, and 0 where no
+    ray is known, as in the border of a padded picture."""
 
     moments: Float[Tensor, "frame height width 3"]
     """Centre of the camera x direction of unit length."""

@@ -60,7 +60,7 @@ def cameras_from_rays(
     that turn all frames' directions onto one bundle (generalised Procrustes: the bundle is the
     mean over frames, which has less noise than that of frame 0). Both are reweighted so that they
     minimise absolute, not squared, errors: single wrong rays do not move them. Intrinsics need not
-    be known, only constant over the frames.
+    be known, only constant over the frames. Directions of 0 are not known and do not count.
     """
     directions, moments = directions.flatten(-3, -2).float(), moments.flatten(-3, -2).float()
     directions = torch.nn.functional.normalize(directions, dim=-1)
@@ -68,6 +68,7 @@ def cameras_from_rays(
         given = torch.ones_like(directions[..., 0])
     else:
         given = weights.flatten(-2).to(directions)
+    given = given * (directions != 0).any(-1)
     given = given / given.mean(-1, keepdim=True).clamp_min(_EPSILON)
     return RayCameras(
         rotation=_rotations(directions, given), center=_centers(directions, moments, given)

@@ -238,19 +238,6 @@ def test_less_is_decoded_of_small_latents_only_where_something_is_left():
     assert (chosen.ray_reduction, chosen.disparity_reduction) == (2, 1)
 
 
-def test_the_border_of_a_padded_video_is_not_valid_and_its_rays_are_not_used(toy_networks):
-    framing = plan_framing((48, 32), toy_networks.size, fit="pad", network_hw=(48, 64))
-    windows = plan_windows(4, 1, 4)
-    latents = torch.randn(1, 16, 4, 12, 16, generator=torch.Generator().manual_seed(0))
-    (prediction,) = decode_windows(toy_networks, latents, windows, framing)
-    assert not prediction.valid[:, :, :16].any()
-    assert not prediction.valid[:, :, 48:].any()
-    assert prediction.valid[:, :, 16:48].any()
-    assert prediction.rays.directions.shape[2] * 2 == 64 // (
-        48 // prediction.rays.directions.shape[1]
-    )
-
-
 class Full:
     """Makes a call fail as a full GPU does, for batches above a size."""
 
