@@ -20,6 +20,7 @@ import torch
 
 from more4d_backend.wan.whole_clip import run_whole_clips
 
+from . import networks
 from .data.encoded import EncodedBatch, EncodedWriter
 from .data.loader import TrainingLoader
 from .data.samples import TrainingBatch
@@ -40,13 +41,14 @@ def encode(config: StragConfig | VismConfig) -> Path:
     """Encode what `data.train` names into `data.encoded`, and return that folder.
 
     Raises:
-        SettingsError: `data.encoded` is not set, or already holds files.
+        SettingsError: `data.encoded` is not set, or already holds files; or there is no VAE.
     """
     folder = config.data.encoded
     if folder is None or any(folder.glob("*")):
         raise SettingsError(
             f"data.encoded is {folder}; expected an empty or a new folder for the encoded samples."
         )
+    _check_vaes(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True  # all clips have one size
     given: StragGiven | VismGiven
@@ -75,6 +77,18 @@ def encode(config: StragConfig | VismConfig) -> Path:
     writer.flush()
     _log.info("%s: %d samples", folder, writer.num_samples)
     return folder
+
+
+def _check_vaes(config: StragConfig | VismConfig) -> None:
+    """Latents of a random VAE look like any others, and training on them would be for nothing."""
+    fields = ("wan_vae", "motion_vae") if isinstance(config, StragConfig) else ("wan_vae",)
+    missing = networks.fields_without_file(config.weights, config.size, *fields)
+    if missing:
+        raise SettingsError(
+            f"There is no file for weights.{' and weights.'.join(missing)}, and this installation "
+            "has no embedded one. Name the file, or set weights.from_scratch to encode with random "
+            "networks on purpose."
+        )
 
 
 def _encoded(

@@ -305,6 +305,17 @@ def vism_to_train(config: VismConfig) -> "WanTransformer3DModel":
     return model.train()
 
 
+def fields_without_file(files: WeightFiles, size: SizeName, *fields: str) -> list[str]:
+    """Return those of some fields whose network would get random values without being asked to.
+
+    That is well for a training in small, which shows what it does. What is kept needs more.
+    """
+    if size != "tiny" or files.from_scratch:
+        return []
+    missing = [name for name in fields if getattr(files, name) is None]
+    return [name for name in missing if not _embedded_path(name).is_file()]
+
+
 def _base(files: WeightFiles, size: SizeName, downloaded: str) -> Path | None:
     if files.base is not None or size == "tiny":
         return files.base
@@ -327,8 +338,12 @@ def _file(files: WeightFiles, field: str, size: SizeName) -> Path | None:
     return find_files({}, needed=(name,))[name]
 
 
+def _embedded_path(field: str) -> Path:
+    return tiny.WEIGHTS_FOLDER / tiny.relative_path(_EMBEDDED.get(field, field))
+
+
 def _embedded(name: str) -> Path | None:
-    path = tiny.WEIGHTS_FOLDER / tiny.relative_path(name)
+    path = _embedded_path(name)
     if not path.is_file():
         return None
     _log.info("Taken as given: the embedded %s", path)

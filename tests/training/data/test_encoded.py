@@ -1,10 +1,12 @@
 """Encoded samples are those that a trainer would have encoded itself, and train as well."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from more4d_backend import tiny
 from more4d_backend.files import FileFormatError
 from training.data.encoded import EncodedBatch, EncodedSamples, EncodedWriter
 from training.data.loader import TrainingLoader
@@ -131,6 +133,25 @@ def test_both_transformers_train_on_encoded_samples(
 def test_encoding_stops_when_its_time_is_over(small, encoded_in):
     config = encoded_in(small(strag_tiny, 1, batch_size=2, minutes=1e-6))
     assert len(EncodedSamples(encode(config))) == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "named", "missing"),
+    [
+        (strag_tiny, {}, "weights.wan_vae and weights.motion_vae"),
+        (strag_tiny, {"wan_vae": Path("v.safetensors")}, "weights.motion_vae"),
+        (vism_tiny, {}, "weights.wan_vae"),
+    ],
+)
+def test_nothing_is_encoded_with_a_random_vae_that_nobody_asked_for(
+    recipe, named, missing, small, encoded_in, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tiny, "WEIGHTS_FOLDER", tmp_path / "none")
+    config = encoded_in(small(recipe, 1))
+    weights = replace(config.weights, from_scratch=False, **named)
+    with pytest.raises(SettingsError, match=f"no file for {missing},"):
+        encode(replace(config, weights=weights))
+    assert not config.data.encoded.exists()
 
 
 def test_a_folder_that_holds_something_is_not_encoded_into(small, encoded_in):
