@@ -75,12 +75,16 @@ class Evaluate:
                 raise ValueError("A benchmark needs --predicted and --truth, not --manifest.")
             if self.benchmark is None and (self.reconstruct or self.weights is not None):
                 raise ValueError("--reconstruct and --weights only go with --benchmark.")
+            if self.weights is not None and not self.reconstruct:
+                raise ValueError("--weights only go with --reconstruct: nothing else needs them.")
             return
         raise ValueError("Give --predicted FOLDER and --truth FOLDER, or --manifest FILE.")
 
     def _of_files(self) -> "list[EvaluationReport]":
+        from ..devices import detect_device
         from ..evaluation import evaluate, pairs_of_folders, read_manifest
 
+        detect_device(self.device)
         if self.manifest is not None:
             pairs = read_manifest(self.manifest)
         else:
@@ -108,13 +112,15 @@ class Evaluate:
             )
 
     def _reconstruction(self) -> "Make":
+        from ..devices import detect_device
         from ..evaluation.reconstruction import scene_maker
         from ..geo4d.weight_choice import choose_weights
         from ..weights.geo4d import load_geo4d
 
         choice = choose_weights(self.weights)
         (LOGGER.warning if choice.embedded else LOGGER.info)("%s", choice.reason)
-        return scene_maker(load_geo4d(choice.path, device=self.device))
+        state = detect_device(self.device)
+        return scene_maker(load_geo4d(choice.path, dtype=state.dtype, device=state.device))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,11 @@ class TumVideo(TrueVideo):
             FileFormatError: a list is damaged.
         """
         super().__init__(name)
-        folder = next((f for f in _tum_folders(folder, name) if (f / "rgb.txt").is_file()), folder)
+        places = _tum_folders(folder, name)
+        found = next((place for place in places if (place / "rgb.txt").is_file()), None)
+        if found is None:
+            raise EvaluationError(f"There is no rgb.txt in {' or '.join(map(str, places))}.")
+        folder = found
         times, files = _tum_pictures(folder / "rgb.txt")
         poses = _numbers(folder / "groundtruth.txt", 8)
         nearest = np.abs(times[:, None] - poses[None, :, 0]).argmin(1)

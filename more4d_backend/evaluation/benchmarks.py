@@ -39,6 +39,9 @@ Progress = Callable[[int, int], None]
 Make = Callable[[TrueVideo, Path], None]
 """Reconstructs a video and writes its scene."""
 
+_OF_THE_VIDEO = (ValueError, OSError, MemoryError)
+"""What goes wrong with one video, and not with the others; errors of the program pass."""
+
 _DEPTH_COLUMNS = (
     *DEPTH_ERROR_COLUMNS,
     Column(name="constant within 1.25", unit="%", digits=1),
@@ -250,7 +253,7 @@ class _Opened:
             if self._make is None:
                 raise EvaluationError(f"There is no prediction {self._scene}.")
             self._make(self._video(), self._scene)
-        except (ValueError, OSError) as e:
+        except _OF_THE_VIDEO as e:
             self._failed = e
             raise
         return self._scene
@@ -259,7 +262,7 @@ class _Opened:
 def _row(name: str, values: Callable[[], Mapping[str, Value]]) -> SampleRow:
     try:
         return SampleRow(name=name, values=values())
-    except (ValueError, OSError) as e:  # of the files; errors of the program pass
+    except _OF_THE_VIDEO as e:
         _log.warning("%s failed: %s", name, e)
         return SampleRow(name=name, values={}, failure=str(e))
 

@@ -155,7 +155,7 @@ def _reweighted(
         mean_p, mean_t = (weights * predicted).sum() / total, (weights * true).sum() / total
         spread = (weights * (predicted - mean_p).square()).sum()
         if spread <= 1e-12 * total * mean_p.square():  # one depth everywhere: only a shift is told
-            return 1.0, float(mean_t - mean_p)
+            return 1.0, weighted_median(true - predicted, 1 / unit)
         covariance = (weights * (predicted - mean_p) * (true - mean_t)).sum()
         scale = float(covariance / spread)
         shift = float(mean_t - scale * mean_p)

@@ -86,3 +86,34 @@ def test_options_that_have_no_effect_are_refused(tmp_path, caplog):
     manifest = ["--manifest", str(tmp_path / "m.json"), "--benchmark", "sintel"]
     assert main(["evaluate", *manifest]) == 2
     assert "not --manifest" in caplog.text
+    weights = ["--weights", str(tmp_path / "w.safetensors"), "--benchmark", "sintel"]
+    assert main(["evaluate", *both, *weights]) == 2
+    assert "only go with --reconstruct" in caplog.text
+
+
+@pytest.mark.parametrize("more", [[], ["--benchmark", "procedural", "--reconstruct"]])
+def test_a_device_that_is_not_there_is_refused_in_words(folders, caplog, monkeypatch, more):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    both = ["--predicted", str(folders / "predicted"), "--truth", str(folders / "truth")]
+    weights = ["--weights", str(folders / "weights.safetensors")] if more else []
+    assert main(["evaluate", *both, *more, *weights, "--device", "cuda"]) == 2
+    assert "device is cuda, but" in caplog.text
+
+
+def test_scenes_are_made_in_the_precision_that_reconstruct_computes_in(folders, monkeypatch):
+    import torch
+
+    from more4d_backend.cli.evaluate_command import Evaluate
+    from more4d_backend.geo4d.model import Geo4DNetworks
+    from more4d_backend.geo4d.sizes import GEO4D_SIZES
+    from more4d_backend.weights.geo4d import save_geo4d
+
+    path = folders / "toy.safetensors"
+    save_geo4d(Geo4DNetworks(GEO4D_SIZES["toy"]), path, dtype=torch.bfloat16)
+    dtypes = []
+    monkeypatch.setattr(
+        "more4d_backend.evaluation.reconstruction.scene_maker", lambda n: dtypes.append(n.dtype)
+    )
+    Evaluate(benchmark="procedural", reconstruct=True, weights=path)._reconstruction()
+    assert dtypes == [torch.float32]  # on a CPU; it was the file's bfloat16

@@ -113,6 +113,13 @@ def test_tum_takes_ninety_pictures_and_leaves_out_those_without_a_pose(tmp_path)
         TumVideo(tmp_path, "late")
 
 
+def test_a_sequence_of_tum_that_is_not_there_is_not_called_damaged(tmp_path):
+    with pytest.raises(
+        EvaluationError, match=r"no rgb\.txt in .*walking_xyz or .*freiburg3_walking"
+    ):
+        TumVideo(tmp_path, "walking_xyz")
+
+
 def test_procedural_videos_lie_beside_their_scenes(procedural, scene):
     video = ProceduralVideo(procedural / "one.safetensors")
     assert torch.equal(colors_of(video.video()), (scene.points.colors * 255).round() / 255)

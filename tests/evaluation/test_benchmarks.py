@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from more4d_backend.devices import DeviceMemoryError
 from more4d_backend.evaluation.benchmarks import (
     BENCHMARKS,
     SHOWN_ALIGNMENTS,
@@ -99,6 +100,18 @@ def test_scenes_that_are_missing_are_made_once(sintel, scene, tmp_path):
         assert report.failures == {"alley_2": "It cannot be made."}
     evaluate_benchmark(SINTEL, sintel, tmp_path, make=make)
     assert made == ["alley_1", "alley_2", "alley_2"]
+
+
+def test_a_video_for_which_memory_runs_out_fails_and_the_others_do_not(sintel, scene, tmp_path):
+    def make(true, path) -> None:
+        if true.name == "alley_2":
+            raise DeviceMemoryError("The device has not enough memory.")
+        save_scene(path, scene)
+
+    reports = evaluate_benchmark(SINTEL, sintel, tmp_path, make=make)
+    for report in reports:
+        assert report.failures == {"alley_2": "The device has not enough memory."}
+    assert (tmp_path / "alley_1.safetensors").is_file()
 
 
 def test_pixels_of_all_videos_weigh_alike(sintel, scene, tmp_path):

@@ -142,3 +142,14 @@ def test_no_constant_field_of_view_has_a_smaller_median_error():
     brute = (guesses[:, None] - fov).abs().median(1).values.min()
     assert constant_fov_error_deg(fov) == pytest.approx(float(brute), abs=1e-3)
     assert constant_fov_error_deg(fov[:1]) == 0
+
+
+def test_one_depth_everywhere_is_fitted_by_the_best_constant():
+    true, _ = random_depth(3)
+    true[:20] *= 50  # a mean would be far from most of it
+    flat = torch.full_like(true, 2.0)
+    best = constant_abs_rel(true, everywhere(true))
+    found = depth_errors(flat, true, everywhere(true), "scale-shift")
+    assert found.abs_rel == pytest.approx(best)
+    shift = depth_errors(flat, true, everywhere(true), "absolute-scale-shift").shift
+    assert shift == pytest.approx(float(true.sort().values[len(true) // 2 - 1]) - 2)
