@@ -7,8 +7,8 @@
 Draws videos, reconstructs each of them as `reconstruct` does, with all modalities, with points
 alone and with disparity alone (the ablation of arXiv 2504.07961, table 3), and compares the scenes
 with the true ones by the protocols of `evaluate`. Prints the tables and what they come to;
-`numbers.json` in the output folder holds all of it. Videos that are there already are used again,
-and so are scenes that the same weights made.
+`numbers.json` in the output folder holds all of it. Videos of the same settings that are there
+already are used again, and so are scenes that the same weights made of them.
 """
 
 import hashlib
@@ -156,7 +156,7 @@ def evaluate(evaluation: Geo4DEvaluation) -> dict[str, Numbers]:
     fingerprint = hashlib.sha256(choice.path.read_bytes()).hexdigest()[:12]
 
     # 2. Videos, their scenes, and the tables.
-    truth = evaluation.output / "truth"
+    truth = truth_folder(evaluation)
     draw_videos(evaluation, truth)
     numbers = {}
     for name in ABLATIONS:
@@ -174,13 +174,19 @@ def evaluate(evaluation: Geo4DEvaluation) -> dict[str, Numbers]:
     return numbers
 
 
+def truth_folder(evaluation: Geo4DEvaluation) -> Path:
+    """Return where the videos lie; those of other settings have a folder of their own."""
+    drawn_as = hashlib.sha256(repr(_clip_settings(evaluation)).encode()).hexdigest()[:8]
+    return evaluation.output / "truth" / f"{evaluation.num_frames}-frames-{drawn_as}"
+
+
 def draw_videos(evaluation: Geo4DEvaluation, folder: Path) -> None:
     """Write those videos and true scenes that are not there yet."""
-    settings = replace(evaluation.clips, num_frames=evaluation.num_frames)
-    for number in range(evaluation.num_videos):
-        path = folder / f"{_FIRST_SEED + number}.mkv"
+    settings = _clip_settings(evaluation)
+    for seed in _seeds(evaluation):
+        path = folder / f"{seed}.mkv"
         if not path.with_suffix(".safetensors").is_file():
-            write_clip(path, _FIRST_SEED + number, settings, fps=_FPS, device=evaluation.device)
+            write_clip(path, seed, settings, fps=_FPS, device=evaluation.device)
 
 
 def ablation_lines(numbers: Mapping[str, Numbers]) -> list[str]:
@@ -193,8 +199,8 @@ def ablation_lines(numbers: Mapping[str, Numbers]) -> list[str]:
     ):
         values = {c: getattr(n, field_name) for c, n in numbers.items() if c not in left_out}
         told = ", ".join(f"{choice} {_told(value)}" for choice, value in values.items())
-        together, known = values["all"], [v for v in values.values() if v is not None]
-        best = None if together is None else together == min(known)
+        known = [value for value in values.values() if value is not None]
+        best = values["all"] == min(known) if len(known) == len(values) else None
         verdict = {None: "not measured", True: "yes", False: "NO"}[best]
         lines.append(f"{name}: {told}; all together are best: {verdict}")
     return lines
@@ -211,11 +217,24 @@ def _reports(
         alignment=ABLATIONS[name], sampling=SamplingSettings(num_steps=evaluation.num_steps)
     )
     made_by = f"{fingerprint}-{_num_steps(evaluation, networks)}-steps"
-    scenes = evaluation.output / "scenes" / made_by / name
-    benchmark = replace(_PROCEDURAL, tells_cameras=name not in _WITHOUT_CAMERAS)
+    scenes = evaluation.output / "scenes" / truth.name / made_by / name
+    benchmark = replace(
+        _PROCEDURAL,
+        # Not all that lie there: an earlier run may have asked for more.
+        names=lambda _folder: tuple(map(str, _seeds(evaluation))),
+        tells_cameras=name not in _WITHOUT_CAMERAS,
+    )
     reports = evaluate_benchmark(benchmark, truth, scenes, make=scene_maker(networks, settings))
     save_reports(evaluation.output / f"{name}.json", reports)
     return reports
+
+
+def _clip_settings(evaluation: Geo4DEvaluation) -> ClipSettings:
+    return replace(evaluation.clips, num_frames=evaluation.num_frames)
+
+
+def _seeds(evaluation: Geo4DEvaluation) -> range:
+    return range(_FIRST_SEED, _FIRST_SEED + evaluation.num_videos)
 
 
 def _num_steps(evaluation: Geo4DEvaluation, networks: Geo4DNetworks) -> int:

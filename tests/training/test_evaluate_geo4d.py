@@ -18,6 +18,7 @@ from training.evaluate_geo4d import (
     ablation_lines,
     draw_videos,
     evaluate,
+    truth_folder,
 )
 from training.procedural.clips import ClipSettings
 
@@ -76,10 +77,35 @@ def test_where_no_steps_are_named_the_weights_decide(evaluation, found, monkeypa
         evaluate(unsaid)
 
 
+def test_what_an_earlier_run_asked_for_is_not_measured(evaluation, found, monkeypatch):
+    frames = []
+
+    def still_scenes(_networks, _settings):
+        def make(true, path) -> None:
+            scene = load_scene(path_of_truth / f"{true.name}.safetensors")
+            frames.append(scene.num_frames)
+            save_scene(path, scene)
+
+        return make
+
+    monkeypatch.setattr(evaluate_geo4d, "scene_maker", still_scenes)
+    # Videos of other frames are drawn anew, and compared with scenes of their own.
+    shorter = replace(evaluation, num_frames=5)
+    path_of_truth = truth_folder(shorter)
+    assert evaluate(shorter)["all"].abs_rel < 0.01
+    assert frames == [5] * len(ABLATIONS)
+    # Of two videos that are there one was asked for.
+    draw_videos(replace(evaluation, num_videos=2), truth_folder(evaluation))
+    monkeypatch.setattr(evaluate_geo4d, "scene_maker", no_networks)
+    assert evaluate(evaluation) == found
+    for path in truth_folder(evaluation).glob("901000001.*"):
+        path.unlink()
+
+
 def test_true_scenes_reach_everything(evaluation, monkeypatch, tmp_path):
     def true_scenes(_networks, _settings):
         def make(true, path) -> None:
-            scene = load_scene(evaluation.output / "truth" / f"{true.name}.safetensors")
+            scene = load_scene(truth_folder(evaluation) / f"{true.name}.safetensors")
             sigma = 0.01 + torch.rand(scene.points.valid.shape)
             noise = 1 + 0.1 * sigma * torch.randn_like(sigma)
             points = replace(
@@ -92,7 +118,7 @@ def test_true_scenes_reach_everything(evaluation, monkeypatch, tmp_path):
         return make
 
     monkeypatch.setattr(evaluate_geo4d, "scene_maker", true_scenes)
-    draw_videos(evaluation, evaluation.output / "truth")
+    draw_videos(evaluation, truth_folder(evaluation))
     torch.manual_seed(3)
     save_geo4d(Geo4DNetworks(GEO4D_SIZES["toy"]), tmp_path / "other.safetensors")
     found = evaluate(replace(evaluation, weights=tmp_path / "other.safetensors"))["all"]
@@ -107,10 +133,10 @@ def test_true_scenes_reach_everything(evaluation, monkeypatch, tmp_path):
 
 
 def test_videos_turn_as_much_as_is_said_and_are_held_out(evaluation):
-    draw_videos(evaluation, evaluation.output / "truth")
-    names = sorted(path.name for path in (evaluation.output / "truth").iterdir())
+    draw_videos(evaluation, truth_folder(evaluation))
+    names = sorted(path.name for path in truth_folder(evaluation).iterdir())
     assert names == ["901000000.mkv", "901000000.safetensors"]
-    cameras = load_scene(evaluation.output / "truth" / "901000000.safetensors").cameras
+    cameras = load_scene(truth_folder(evaluation) / "901000000.safetensors").cameras
     rotation = cameras.world_to_camera[:, :3, :3].double()
     cosine = ((rotation[1:] @ rotation[:-1].mT).diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
     angle_deg = torch.rad2deg(torch.acos(cosine))
@@ -138,7 +164,7 @@ def test_the_ablation_says_what_came_out():
     failed = replace(worse, abs_rel=None)
     lines = ablation_lines({"all": GOOD, "points": failed, "disparity": worse})
     assert "points NaN" in lines[0]
-    assert lines[0].endswith("best: yes")
+    assert lines[0].endswith("best: not measured")
     assert "disparity" not in lines[1]  # its cameras stand still
     lines = ablation_lines({"all": failed, "points": GOOD, "disparity": worse})
     assert lines[0].endswith("best: not measured")
