@@ -3,6 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { CameraEditor } from "./camera_editor.js";
+import { addPanel } from "./node_panel.js";
 
 const NODE = "More4DCameraEditor";
 const SIZE = [660, 860];
@@ -60,10 +61,9 @@ function runNode(node) {
   app.extensionManager.command.execute("Comfy.QueueSelectedOutputNodes");
 }
 
-function addEditor(node) {
+function makeEditor(node) {
   const keyframes = node.widgets.find((widget) => widget.name === "keyframes");
-  hide(keyframes);
-  const editor = new CameraEditor({
+  return new CameraEditor({
     getText: () => keyframes.value,
     setText: (value) => {
       keyframes.value = value;
@@ -79,13 +79,6 @@ function addEditor(node) {
     getPreset: (name, amplitude) => getPreset(node, name, amplitude),
     runNode: () => runNode(node),
   });
-  const widget = node.addDOMWidget("editor", "more4d_camera_editor", editor.element, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => LEAST_HEIGHT,
-  });
-  widget.serialize = false;
-  node.setSize(SIZE.map((size, i) => Math.max(size, node.size[i])));
-  node.more4dEditor = editor; // for tests, and other extensions
-  return editor;
 }
 
 const url = ({ filename, subfolder, type }) => (
@@ -94,18 +87,33 @@ const url = ({ filename, subfolder, type }) => (
 
 const keyOf = (node) => `${node.id} ${JSON.stringify(node.properties[VIEW])}`;
 
-function connect(node, editor) {
+function addEditor(node) {
+  let editor = null;
   let shown = ""; // a run after an edit of the path says the same places again
   const show = () => {
     const written = node.properties[VIEW];
     const now = JSON.stringify(written);
-    if (!written || (now === shown && editor.scene)) return;
+    if (!editor || !written || (now === shown && editor.scene)) return;
     shown = now;
     const before = viewed.get(keyOf(node));
+    viewed.delete(keyOf(node));
     if (before && !editor.scene) editor.look(before);
     editor.load({ half: url(written.half), full: url(written.full) });
   };
-  const { onExecuted, onConfigure, onRemoved } = node;
+  addPanel(node, "editor", "more4d_camera_editor", {
+    leastHeight: LEAST_HEIGHT,
+    open: () => {
+      editor = node.more4dEditor = makeEditor(node); // of the node: for tests, other extensions
+      show();
+      return editor;
+    },
+    closed: () => {
+      if (editor.viewed) viewed.set(keyOf(node), editor.viewed);
+      editor = node.more4dEditor = null;
+    },
+  });
+  node.setSize(SIZE.map((size, i) => Math.max(size, node.size[i])));
+  const { onExecuted, onConfigure } = node;
   node.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);
     if (!output?.[VIEW]?.[0]) return;
@@ -114,13 +122,8 @@ function connect(node, editor) {
   };
   node.onConfigure = function () {
     onConfigure?.apply(this, arguments);
-    editor.reset();
+    editor?.reset();
     show();
-  };
-  node.onRemoved = function () {
-    onRemoved?.apply(this, arguments);
-    if (editor.viewed) viewed.set(keyOf(node), editor.viewed);
-    editor.destroy();
   };
 }
 
@@ -128,6 +131,7 @@ app.registerExtension({
   name: "more4d.camera_editor",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
-    connect(node, addEditor(node));
+    hide(node.widgets.find((widget) => widget.name === "keyframes"));
+    addEditor(node);
   },
 });

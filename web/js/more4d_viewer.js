@@ -2,6 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { addPanel } from "./node_panel.js";
 import { ScenePanel } from "./scene_panel.js";
 
 const NODE = "More4DSceneViewer";
@@ -31,32 +32,38 @@ export function runNode(node) {
 }
 
 function addViewer(node) {
-  const panel = new ScenePanel({
-    runNode: () => runNode(node),
-    onOptions: (options) => { node.properties[OPTIONS] = options; },
+  let panel = null;
+  const show = () => {
+    const written = node.properties[KEPT];
+    if (panel && written) panel.load(placesOf(written));
+  };
+  addPanel(node, "view", "more4d_view", {
+    leastHeight: LEAST_HEIGHT,
+    open: () => {
+      panel = new ScenePanel({
+        runNode: () => runNode(node),
+        onOptions: (options) => { node.properties[OPTIONS] = options; },
+        options: node.properties[OPTIONS],
+      });
+      node.more4dPanel = panel; // for tests, and other extensions
+      show();
+      return panel;
+    },
+    closed: () => { panel = node.more4dPanel = null; },
   });
-  const widget = node.addDOMWidget("view", "more4d_view", panel.element, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => LEAST_HEIGHT });
-  widget.serialize = false;
-  node.more4dPanel = panel; // for tests, and other extensions
   node.setSize?.(SIZE.map((size, i) => Math.max(size, node.size[i])));
 
-  const show = (written) => panel.load(placesOf(written));
-  const { onExecuted, onConfigure, onRemoved } = node;
+  const { onExecuted, onConfigure } = node;
   node.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);
     const written = output?.more4d_view?.[0];
     if (!written) return;
     node.properties[KEPT] = written;
-    show(written);
+    show();
   };
   node.onConfigure = function () {
     onConfigure?.apply(this, arguments);
-    panel.setOptions(node.properties[OPTIONS] ?? {});
-    if (node.properties[KEPT]) show(node.properties[KEPT]);
-  };
-  node.onRemoved = function () {
-    onRemoved?.apply(this, arguments);
-    panel.destroy();
+    panel?.setOptions(node.properties[OPTIONS] ?? {});
+    show();
   };
 }

@@ -41,14 +41,20 @@ def load(page, comfy):
     return load_viewers
 
 
-def run(tab):
-    """Queue the page's graph, and wait for its end."""
+def run(tab, only=None):
+    """Queue the page's graph, or what nodes of one type need, and wait for the end."""
     end, detail = tab.evaluate(
-        """async () => { const { api } = await import('/scripts/api.js');
+        """async only => { const { api } = await import('/scripts/api.js');
         const end = new Promise(done => {
             for (const kind of ['execution_success', 'execution_error'])
                 api.addEventListener(kind, e => done([kind, e.detail]), {once: true}) });
-        app.queuePrompt(0); return await end; }"""
+        if (!only) app.queuePrompt(0);
+        else {
+            app.canvas.selectItems(app.graph._nodes.filter(n => n.type === only));
+            app.extensionManager.command.execute('Comfy.QueueSelectedOutputNodes');
+        }
+        return await end; }""",
+        only,
     )
     assert end == "execution_success", detail
 
@@ -152,6 +158,34 @@ def test_a_removed_node_gives_its_graphics_memory_back(page, load):
     )
     assert tab.evaluate("() => window.graphics.isContextLost()")
     assert tab.locator(".more4d-panel").count() == 0
+    assert not page.ours()
+
+
+def test_copying_takes_no_graphics_memory_and_what_is_pasted_shows_the_scene(page, load):
+    """Hosts copy by making each node anew, and forget that one. Browsers have 16 contexts."""
+    tab = load()
+    tab.evaluate("() => app.graph.add(LiteGraph.createNode('More4DCameraEditor'))")
+    run(tab, "More4DSceneViewer")
+    wait_for_scenes(tab)
+    made = tab.evaluate(
+        """() => { const { prototype } = HTMLCanvasElement, real = prototype.getContext;
+        let made = 0;
+        prototype.getContext = function (kind, ...more) {
+            made += kind === 'webgl2'; return real.call(this, kind, ...more) };
+        const timers = window.setInterval;
+        window.setInterval = (...given) => { made += 1; return timers(...given) };
+        app.canvas.selectItems(app.graph._nodes);
+        for (let i = 0; i < 3; i++) app.canvas.copyToClipboard();
+        Object.assign(prototype, { getContext: real });
+        window.setInterval = timers;
+        return made }"""
+    )
+    assert made == 0
+    tab.evaluate(
+        """() => { app.canvas.selectItems(app.graph._nodes.filter(n => n.more4dPanel));
+        app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard() }"""
+    )
+    wait_for_scenes(tab, 2)
     assert not page.ours()
 
 
