@@ -277,8 +277,11 @@ function density(scene) {
   return text(scene.stride > 1 ? "some" : "everything", { shown, all });
 }
 
-/** The graph behind must not take our keys; its shortcuts with Ctrl work here, too. */
+const EDITS_TEXT = /^(Key[ACVXYZ]|Arrow.*|Backspace|Delete|Home|End)$/; // with Ctrl
+
+/** The graph behind must not take our keys; its shortcuts with Ctrl, such as to save, work here. */
 function keepKeys(event) {
+  const isCommand = event.ctrlKey || event.metaKey;
   const isTyping = event.target.matches("textarea, select, input:not([type=range])");
-  if (isTyping || !(event.ctrlKey || event.metaKey)) event.stopPropagation();
+  if (!isCommand || (isTyping && EDITS_TEXT.test(event.code))) event.stopPropagation();
 }

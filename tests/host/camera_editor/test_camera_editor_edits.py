@@ -145,6 +145,24 @@ def test_the_keyboard_edits_and_undoes_without_the_host(page, load_editor):
     assert not page.ours()
 
 
+def test_the_hosts_shortcuts_work_in_fields_but_for_those_that_edit_text(page, load_editor):
+    """Ctrl+S in a field is meant for the workflow; unheard, the browser saves its own page."""
+    editor = load_editor(keyframes=json.dumps(_GIVEN))
+    editor["text"].evaluate("details => { details.open = true }")
+    editor.tab.evaluate(
+        f"""() => {{ window.heard = [];
+        {editor.js}.element.parentElement.addEventListener('keydown', event => {{
+            if (!event.key.startsWith('Control')) window.heard.push(event.code);
+            event.stopPropagation(); }}) }}"""
+    )
+    for field in ("zoom", "json"):
+        editor[field].focus()
+        for key in ("Control+s", "Control+Enter", "Control+a", "Control+z", "1"):
+            editor.tab.keyboard.press(key)
+    assert editor.tab.evaluate("() => window.heard") == ["KeyS", "Enter"] * 2
+    assert not page.ours()
+
+
 def test_marks_are_dragged_in_one_step_and_past_each_other(page, load_editor):
     editor = load_editor(keyframes=json.dumps(_GIVEN))
     editor.run()
