@@ -114,3 +114,22 @@ def test_parameters_split_over_two_gpus_train_as_whole_ones(data, tmp_path):
     launch("split", 4, *split)
     assert _losses(tmp_path / "split") == pytest.approx(_losses(tmp_path / "whole"), rel=0.02)
     assert (tmp_path / "split" / "strag.safetensors").exists()
+
+
+def test_fused_updates_are_those_of_single_kernels():
+    from training.run.optimizers import fuse
+
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(64, 64).cuda()
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, foreach=False)
+        if fused:
+            optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+            fuse(optimizer)
+        for number in range(10):
+            layer(torch.full((8, 64), number / 10).cuda()).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(layer.weight.detach())
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)

@@ -33,7 +33,7 @@ from .checkpoints import CheckpointFolder, check_same_recipe, plain, read_about
 from .errors import NotFiniteError, explaining_out_of_memory, not_finite_message
 from .fragments import allocate, fragments_of
 from .objectives import Objective
-from .optimizers import make_optimizer, trained_parameters
+from .optimizers import fuse, make_optimizer, trained_parameters
 from .records import RunRecords, check_tracker
 from .settings import SettingsError, TrainerSettings
 from .sharding import (
@@ -129,6 +129,8 @@ class TrainingRun:
         if fill is not None:
             allocate(self.module, self.optimizer, self._names, self.device)
             fill(self.module)
+        if self.engine not in ("zero2", "zero3"):  # those have flat parameters, and their own ways
+            fuse(self.optimizer)
         self.trained = trained_parameters(self.module)
         self.average = self._new_average()
         self.state = RunState(

@@ -46,3 +46,14 @@ def make_optimizer(
         weight_decay=settings.weight_decay,
     )
     return optimizer, [list(group) for group in groups.values()]
+
+
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Let one kernel update all parameters of a group that are on a GPU; numbers are the same.
+
+    Where FSDP2 has split them torch would go through them one by one, with ten kernels for each:
+    on four GPUs that was to cost 14B several tenths of a second per update.
+    """
+    for group in optimizer.param_groups:
+        if all(parameter.is_cuda for parameter in group["params"]):
+            group["fused"] = True
