@@ -30,6 +30,8 @@ _MAX_LOG_FOCAL_STEP = 0.2
 _WORSE = 1e-4
 """Relative growth of the loss that a step may bring: depths are refined only roughly in between."""
 _MAX_DAMPING = 1e4
+_FREE_DAMPING = 1e-2
+"""Steps that are damped more are short for that alone, and tell nothing of convergence."""
 _FOLLOWING_STEPS = 10
 """Steps in which the ray cameras are laid on the cameras anew; if they always were, both would
 wander together for long."""
@@ -144,9 +146,9 @@ def adjust(
                 break
             continue
         size = _step_size(step, focal, problem.layout)
+        converged = size < settings.tolerance and damping <= _FREE_DAMPING
         state, damping = tried, max(damping / 10, 1e-8)
-        if size < settings.tolerance:
-            converged = True
+        if converged:
             break
     return Adjusted(
         unknowns=state.unknowns,

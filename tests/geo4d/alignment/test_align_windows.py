@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from more4d_backend.geo4d.alignment import AlignmentError, AlignmentSettings, align_windows
+from more4d_backend.geo4d.alignment.block_solver import System
 from more4d_backend.geo4d.predictions import WindowError
 from more4d_backend.geo4d.synthetic_windows import Corruption
 from more4d_backend.geometry import transform_points
@@ -253,6 +254,22 @@ def test_the_report_says_that_too_few_steps_were_allowed(moving_view, make_windo
     assert result.report.iterations == 1
     assert result.report.end.total < result.report.start.total
     assert "NOT converged" in caplog.text
+
+
+def test_steps_that_are_short_for_their_damping_are_no_convergence(
+    moving_view, make_windows, monkeypatch
+):
+    # Equations whose own steps lead nowhere: only such as are damped to next to nothing are taken.
+    solve = System.solve
+
+    def misled(system, damping):
+        step, focal = solve(system, damping)
+        return (step, focal) if damping >= 1e3 else (step + 3, focal)
+
+    monkeypatch.setattr(System, "solve", misled)
+    result = align_windows(make_windows(moving_view, Corruption()), moving_view.rgb, 8.0)
+    assert result.report.last_step < AlignmentSettings().tolerance
+    assert not result.report.converged
 
 
 def test_colors_of_another_size_are_refused(moving_view, make_windows, as_users_run_it):
