@@ -147,9 +147,13 @@ def reconstruct(
         lambda source_hw: _planned(source_hw, settings, networks),
         device,
         report("read"),
+        # Hours of frames would fill the memory before they are all read.
+        lambda frames, framing: _check_memory(
+            plan_windows(frames, stride, size.num_frames), framing, "network"
+        ),
     )
     windows = plan_windows(framed.num_frames, stride, size.num_frames)
-    _check_memory(windows, framed, settings)
+    _check_memory(windows, framed.framing, _resolution(settings, framed))
     # 2. Networks: each frame is encoded once, each window sampled and decoded once.
     video_latents = encode_video(networks, framed, report("encode"))
     latents = sample_windows(networks, video_latents, windows, settings, report("sample"))
@@ -282,24 +286,23 @@ def _planned(
     return framing
 
 
-def _check_memory(
-    windows: Sequence[Window], framed: FramedVideo, settings: ReconstructionSettings
-) -> None:
+def _check_memory(windows: Sequence[Window], framing: Framing, resolution: Resolution) -> None:
     """Refuse, before the networks run, what would not fit the host's memory."""
     free = free_bytes(torch.device("cpu"))
-    framing, frames = framed.framing, framed.num_frames
+    frames = windows[-1].stop
     # All of it is alive when the last pixels are mapped back.
     held = sum(window_bytes(w.num_frames, framing.network_hw) for w in windows)
     aligned = aligned_bytes(frames, framing.network_hw)
     content = scene_bytes(frames, framing.content_hw)
     if held + aligned + content > free:
         raise ReconstructionError(
-            f"{counted(len(windows), 'window')} take {_gib(held)} of memory, their scene takes "
-            f"{_gib(aligned + content)}, and {_gib(free)} are free. Use a larger stride, a smaller "
-            "network size, or fewer frames (frame_step, max_frames)."
+            f"{counted(frames, 'frame')} need too much memory: {counted(len(windows), 'window')} "
+            f"take {_gib(held)}, their scene takes {_gib(aligned + content)}, and {_gib(free)} are "
+            "free. Use a larger stride, a smaller network size, or fewer frames (frame_step, "
+            "max_frames)."
         )
     source = scene_bytes(frames, framing.source_hw)
-    if _resolution(settings, framed) == "source" and held + aligned + source > free:
+    if resolution == "source" and held + aligned + source > free:
         raise ReconstructionError(
             f"A scene of {counted(frames, 'frame')} at the video's own size takes {_gib(source)} "
             f"of memory, what it is made from {_gib(held + aligned)}, and {_gib(free)} are free. "

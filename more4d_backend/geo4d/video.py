@@ -22,6 +22,7 @@ from .framing import Framing
 _log = logging.getLogger(__name__)
 
 _PICTURES_AT_ONCE = 16
+_FRAMES_BETWEEN_CHECKS = 256
 
 
 @runtime_checkable
@@ -135,11 +136,13 @@ def frame_video(
     plan: Callable[[tuple[int, int]], Framing],
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[int, Framing], None] | None = None,
 ) -> FramedVideo:
     """Go through a video once and keep its frames at the network's size.
 
     `plan` gets the first picture's height and width. Pictures of another size than the first are
     brought to its size, and the log says so. Only 16 pictures of the source are held at a time.
+    `check` is told now and then how many frames there are so far; raising from it interrupts.
 
     Raises:
         What reading raises.
@@ -150,6 +153,8 @@ def frame_video(
         framing = framing or plan((batch.shape[1], batch.shape[2]))
         framed.append((framing.frame(batch.to(device)) * 255).round().to("cpu", torch.uint8))
         done += len(batch)
+        if check is not None and done % _FRAMES_BETWEEN_CHECKS == 0:
+            check(done, framing)
         if progress is not None:
             progress(done, done)
     assert framing is not None  # a Video has at least one picture

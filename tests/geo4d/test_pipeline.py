@@ -403,7 +403,7 @@ def test_memory_of_a_scene_is_what_its_arrays_take(toy_networks, monkeypatch, re
 
 
 @pytest.mark.parametrize(("resolution", "advice"), [
-    ("network", "2 windows take .* their scene takes .*larger stride"),
+    ("network", "5 frames .*: 2 windows take .* their scene takes .*larger stride"),
     ("source", "5 frames at the video's own size .* Use resolution network"),
     ("auto", "5 frames at the video's own size .* Use resolution network"),
 ])  # fmt: skip
@@ -423,6 +423,28 @@ def test_windows_and_scene_have_to_fit_memory_together(
     monkeypatch.setattr(pipeline, "encode_video", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(ReconstructionError, match=advice):
         reconstruct(video, toy_networks, settings)
+
+
+class Endless:
+    """A video of which nobody has seen the end."""
+
+    fps = 24.0
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def pictures(self):
+        while True:
+            self.read += 1
+            yield torch.zeros(8, 8, 3, dtype=torch.uint8)
+
+
+def test_a_video_that_is_too_long_is_refused_while_it_is_read(toy_networks, monkeypatch):
+    monkeypatch.setattr(pipeline, "free_bytes", lambda _device: 10_000_000)
+    video, settings = Endless(), replace(ONE_STEP, network_hw=(8, 8), stride=4)
+    with pytest.raises(ReconstructionError, match=r"\d+ frames need too much memory"):
+        reconstruct(video, toy_networks, settings)
+    assert video.read < 3000
 
 
 class GrowingPictures(PictureVideo):
