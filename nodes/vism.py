@@ -103,8 +103,10 @@ class More4DPasteBack(io.ComfyNode):
     def execute(cls, known, filled, holes, feather_px) -> io.NodeOutput:
         known = known[..., :3]
         height, width = known.shape[1:3]
+        filled = filled[..., :3].to(known)
         # ViSM Conditioning extends sizes to multiples of 16; cut that off again.
-        filled = filled[:, :height, :width, :3].to(known)
+        if filled.shape[1:3] == extended_to_multiple(known[:1], PIXELS_PER_TOKEN).shape[1:3]:
+            filled = filled[:, :height, :width]
         hole_mask = _hole_mask(holes, known)
         if filled.shape != known.shape:
             raise ValueError(

@@ -241,6 +241,16 @@ def test_a_usual_mask_says_nothing(native_host, files, photo):
     assert found["said"] == []
 
 
+def test_only_what_the_conditioning_added_is_cut_off_before_pasting(native_host):
+    known, holes = torch.zeros(5, 40, 56, 3), torch.ones(5, 40, 56)
+    filled = torch.rand(5, 48, 64, 3, generator=torch.Generator().manual_seed(0))
+    found = native_host.call("behaviour.pasted", known=known, filled=filled, holes=holes)
+    torch.testing.assert_close(found["video"], filled[:, :40, :56], atol=0, rtol=0)
+    enlarged = torch.zeros(5, 96, 128, 3)  # not its upper left quarter
+    with pytest.raises(Exception, match=r"96x128.*known one 5 frames of 40x56"):
+        native_host.call("behaviour.pasted", known=known, filled=enlarged, holes=holes)
+
+
 @pytest.mark.parametrize(
     ("tiny_text", "tiny_model", "said"),
     [(True, False, "Load CLIP"), (False, True, "Tiny Text Encode")],

@@ -14,7 +14,7 @@ from more4d_pack.more4d_backend.depth.lifting import lift_depth
 from more4d_pack.nodes.memory import report_progress
 from more4d_pack.nodes.motion_vae import PROFILES, HostMotionVAE
 from more4d_pack.nodes.strag import More4DDecodeMotion, More4DStragConditioning
-from more4d_pack.nodes.vism import More4DVismConditioning
+from more4d_pack.nodes.vism import More4DPasteBack, More4DVismConditioning
 
 
 def conditioning(files, image, depth, intrinsics, prompt, model=None, /, **changes):
@@ -257,6 +257,10 @@ def sentences_on_the_vism_node(files, rendered, holes, prompt):
     finally:
         del PromptServer.instance
     return {"said": said}
+
+
+def pasted(known, filled, holes):
+    return {"video": More4DPasteBack.execute(known, filled, holes, 0).result[0]}
 
 
 def text_of_the_wrong_size(files, image, depth, intrinsics, prompt, tiny_text, tiny_model):
