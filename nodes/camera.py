@@ -163,6 +163,12 @@ class More4DCameraCombine(io.ComfyNode):
 
     @classmethod
     def execute(cls, first, reverse, there_and_back, num_frames, ease, then=None) -> io.NodeOutput:
+        if then is not None and (then.height, then.width) != (first.height, first.width):
+            raise ValueError(
+                f"The path first is for pictures of {first.height}x{first.width} and then for "
+                f"{then.height}x{then.width} (height x width). Connect the same scene to the nodes "
+                "that make them."
+            )
         path = first if then is None else concatenate_paths(first, then)
         path = reverse_path(path) if reverse else path
         path = loop_path(path) if there_and_back else path

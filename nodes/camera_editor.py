@@ -4,9 +4,8 @@ import asyncio
 import weakref
 from collections import deque
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from typing import Any
 
-import folder_paths
 import torch
 from aiohttp import web
 from comfy_api.latest import io
@@ -26,7 +25,7 @@ from ..more4d_backend.scene import Cameras, Scene4D
 from .camera import CATEGORY, frames_input, keyframe_path, read_keyframes
 from .folders import refusal
 from .types import CameraPathType, SceneType
-from .viewer import Place, view_files
+from .viewer import Place, are_there, keep_in_mind, times_lost, view_files
 
 PRESETS_ROUTE = "/more4d/camera_presets"
 _FRAMES = 49
@@ -68,11 +67,16 @@ class More4DCameraEditor(io.ComfyNode):
                 frames_input(),
             ],
             outputs=[CameraPathType.Output(display_name="camera_path")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def validate_inputs(cls, keyframes: str | None = None) -> bool | str:
         return refusal(read_keyframes, keyframes)
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        return times_lost(cls)
 
     @classmethod
     def execute(cls, scene, keyframes, num_frames) -> io.NodeOutput:
@@ -82,8 +86,9 @@ class More4DCameraEditor(io.ComfyNode):
             "num_frames": path.num_frames,
             "mean_point": [x / scale for x in mean_point(scene)],
         }
-        ui = {"more4d_view": [_files_of(scene)], "more4d_editor": [shown]}
-        return io.NodeOutput(path, ui=ui)
+        places = _files_of(scene)
+        keep_in_mind(cls, places)
+        return io.NodeOutput(path, ui={"more4d_view": [places], "more4d_editor": [shown]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +106,11 @@ class _Written:
 
     def shows(self, scene: Scene4D) -> bool:
         found = [tensor() for tensor in self.tensors]
-        root = Path(folder_paths.get_temp_directory())
         return (
             self.fps == scene.fps
             and len(found) == len(tensors := _tensors(scene))
             and all(a is b for a, b in zip(found, tensors, strict=True))
-            and all((root / p["subfolder"] / p["filename"]).is_file() for p in self.places.values())
+            and are_there(self.places)
         )
 
 

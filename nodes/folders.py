@@ -1,6 +1,8 @@
 """Files of the user: only in the host's own folders, whatever name comes with a workflow."""
 
 import os
+import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,13 @@ from ..more4d_backend.files import OutputError
 
 OUR_FOLDER = "more4d"
 """Sub-folder of the output folder where our nodes write, unless they are told otherwise."""
+
+_DATE = re.compile(r"%date:([^%]+)%")
+_DATE_PARTS = {
+    "yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm": "%M", "ss": "%S",
+}  # fmt: skip
+_REFUSED = '<>:"|?*' if os.name == "nt" else ""
+"""Characters that Windows has in no name: it takes what follows a colon for a part of a file."""
 
 
 class PlaceError(ValueError):
@@ -61,7 +70,8 @@ def prefix_input(default: str) -> Any:
     """Return the input for what `new_output` takes."""
     return io.String.Input(
         "filename_prefix", default=default,
-        tooltip="Name in the output folder, without ending; a number is added.",
+        tooltip="Name in the output folder, without ending; a number is added. "
+        "%date:yyyy-MM-dd-hh-mm-ss% is the time, in any such form.",
     )  # fmt: skip
 
 
@@ -71,22 +81,34 @@ def check_prefix(prefix: str) -> None:
     Raises:
         PlaceError: says what to write instead.
     """
-    if not os.path.basename(prefix.replace("\\", "/")):
+    prefix = _with_date(prefix)
+    if os.path.basename(prefix.replace("\\", "/")) in ("", ".", ".."):
         raise PlaceError(
             f"The file name {prefix!r} names no file. Write one such as more4d/scene, without an "
             "ending."
         )
     _inside(folder_paths.get_output_directory(), prefix)
+    if refused := sorted(set(prefix) & set(_REFUSED)):
+        raise PlaceError(
+            f"The file name {prefix!r} has {' '.join(refused)} in it, which Windows has in no file "
+            "name. Write one such as more4d/scene."
+        )
 
 
 def new_output(prefix: str, suffix: str) -> Path:
     """Return a new path in the output folder; numbered, so that nothing is overwritten.
+
+    An empty suffix is that of a folder, whose name has no dots: what follows one is an ending.
 
     Raises:
         PlaceError: the name leads out of the output folder.
         OutputError: the folder cannot be made.
     """
     check_prefix(prefix)
+    prefix = _with_date(prefix)
+    if not suffix:
+        parent, name = os.path.split(prefix)
+        prefix = os.path.join(parent, name.replace(".", "_"))
     root = folder_paths.get_output_directory()
     try:
         folder, name, number, *_ = folder_paths.get_save_image_path(prefix, root)
@@ -113,6 +135,16 @@ def refusal(check: Callable[[str], object], value: str | None) -> bool | str:
     except ValueError as e:
         return str(e)
     return True
+
+
+def _with_date(prefix: str) -> str:
+    """Put in the time, as the host's page does for the host's own nodes that save."""
+    parts, now = "|".join(_DATE_PARTS), time.localtime()
+
+    def formatted(found: re.Match[str]) -> str:
+        return re.sub(parts, lambda part: time.strftime(_DATE_PARTS[part[0]], now), found[1])
+
+    return _DATE.sub(formatted, prefix)
 
 
 def _inside(root: str, relative: str) -> Path:

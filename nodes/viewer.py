@@ -2,6 +2,7 @@
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
@@ -22,6 +23,12 @@ _OUR_FOLDER = "more4d"
 _KEPT_BYTES = 2**32
 
 Place = dict[str, str]
+
+_shown: dict[str, dict[str, Place]] = {}
+"""The files that a node shows, by its id."""
+
+_times_lost: dict[str, int] = {}
+"""How often they were removed meanwhile."""
 
 
 class More4DSceneViewer(io.ComfyNode):
@@ -46,11 +53,18 @@ class More4DSceneViewer(io.ComfyNode):
                     "that the scene was seen from.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        return times_lost(cls)
+
+    @classmethod
     def execute(cls, scene, camera_path=None) -> io.NodeOutput:
-        return io.NodeOutput(ui={"more4d_view": [view_files(scene, camera_path)]})
+        places = view_files(scene, camera_path)
+        keep_in_mind(cls, places)
+        return io.NodeOutput(ui={"more4d_view": [places]})
 
 
 def view_files(scene: Scene4D, camera_path: Cameras | None = None) -> dict[str, Place]:
@@ -68,6 +82,32 @@ def view_files(scene: Scene4D, camera_path: Cameras | None = None) -> dict[str, 
         write_view(file, scene, camera_path, settings, progress=report_progress())
         places[which] = {"filename": file.name, "subfolder": _OUR_FOLDER, "type": "temp"}
     return places
+
+
+def are_there(places: dict[str, Place]) -> bool:
+    """Tell whether no file of these was removed."""
+    root = Path(folder_paths.get_temp_directory())
+    return all((root / p["subfolder"] / p["filename"]).is_file() for p in places.values())
+
+
+def keep_in_mind(node: Any, places: dict[str, Place]) -> None:
+    """Remember what a running node shows, for `times_lost`."""
+    if getattr(node, "hidden", None) is not None:  # None: called by a script
+        _shown[node.hidden.unique_id] = places
+
+
+def times_lost(node: Any) -> int:
+    """Return a number that changes when files that a node shows are gone.
+
+    As its fingerprint, it has the host run the node again. Else the host would give the page what
+    it remembers of the last run, and nothing would bring the scene back.
+    """
+    node_id = node.hidden.unique_id
+    places = _shown.get(node_id)
+    if places is not None and not are_there(places):
+        del _shown[node_id]
+        _times_lost[node_id] = _times_lost.get(node_id, 0) + 1
+    return _times_lost.get(node_id, 0)
 
 
 NODES: list[type[io.ComfyNode]] = [More4DSceneViewer]

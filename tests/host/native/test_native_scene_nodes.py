@@ -1,6 +1,8 @@
 """Camera, render and scene nodes beside the backend's own functions and the host's own nodes."""
 
 import json
+import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -241,8 +243,50 @@ def test_a_link_that_leads_outside_is_refused(native_host, tmp_path):
 def test_a_missing_file_and_an_empty_name_say_what_to_do(native_host):
     said = native_host.call("scene_nodes.place", node="load", name="gone.ply")["said"]
     assert "no file 'gone.ply'" in said
-    said = native_host.call("scene_nodes.place", node="save", name="more4d/")["said"]
-    assert "names no file" in said
+    for name in ("more4d/", ".", "more4d/.."):
+        said = native_host.call("scene_nodes.place", node="save", name=name)["said"]
+        assert "names no file" in said
+
+
+def test_folders_of_names_with_dots_are_numbered_too(native_host):
+    names = []
+    for _ in range(2):
+        found = native_host.call(
+            "scene_nodes.export", format="ply", frame=-1, prefix="more4d/take_1.5"
+        )
+        assert len(list(Path(found["path"]).iterdir())) == 5
+        names.append(found["name"])
+    assert names == ["more4d/take_1_5_00001 [output]", "more4d/take_1_5_00002 [output]"]
+
+
+def test_the_date_is_put_into_names_as_the_page_does_for_the_hosts_own_nodes(native_host):
+    prefix = "%date:yyyy-MM-dd%/at %date:hh-mm-ss% of %year%"
+    name = native_host.call("scene_nodes.saved_name", prefix=prefix)["name"]
+    now = datetime.now().astimezone()
+    found = re.fullmatch(r"(\S+)/at (\S+) of (\d+)_00001.safetensors \[output\]", name)
+    assert found is not None
+    said = datetime.strptime(f"{found[1]} {found[2]}", "%Y-%m-%d %H-%M-%S").astimezone()
+    assert abs((now - said).total_seconds()) < 60
+    assert found[3] == found[1][:4]
+
+
+def test_names_that_windows_cannot_have_are_refused_there(native_host):
+    found = native_host.call("scene_nodes.place_where_windows_rules", name="more4d/take: 1?")
+    assert "has : ? in it" in found["said"]
+    found = native_host.call("scene_nodes.place_where_windows_rules", name="more4d/%date:yyyy%")
+    assert found["said"] is True
+
+
+@pytest.mark.parametrize("what", ["viewer", "editor"])
+def test_a_node_whose_files_were_removed_runs_again(native_host, what):
+    found = native_host.call("scene_nodes.viewer_runs", what=what)
+    assert found["before"] == found["after"] != found["lost"] == found["again"]
+    assert found["names"][0] != found["names"][1]
+
+
+def test_paths_of_two_sizes_are_not_joined(native_host):
+    with pytest.raises(Exception, match=r"48x64 and then for 96x128.*Connect the same scene"):
+        native_host.call("scene_nodes.combine_of_two_sizes")
 
 
 def test_truncated_and_hostile_scene_files_are_refused_by_name(native_host):

@@ -1,6 +1,7 @@
 """Camera, render and scene nodes beside the backend's own functions and the host's own nodes."""
 
 import logging
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
@@ -262,6 +263,55 @@ def run_save(prefix):
     scene.More4DSceneSave.execute(_scene(), prefix)
 
 
+def place_where_windows_rules(name):
+    """What Save says of a name where the system has Windows' rules for them."""
+    from more4d_pack.nodes import folders
+
+    folders._REFUSED = '<>:"|?*'
+    try:
+        return place("save", name)
+    finally:
+        folders._REFUSED = ""
+
+
+def saved_name(prefix):
+    return {"name": scene.More4DSceneSave.execute(_scene(), prefix).result[0]}
+
+
+def combine_of_two_sizes():
+    path = camera_paths.scene_path("orbit-left", _scene())
+    then = path.resized(2 * HEIGHT, 2 * WIDTH)
+    camera.More4DCameraCombine.execute(path, False, False, 0, "linear", then)
+
+
+def viewer_runs(what):
+    """What the host compares to know whether a viewer, or an editor, is to run again."""
+    from comfy_api.latest import io
+    from more4d_pack.nodes import camera_editor, viewer
+
+    made, unique = _scene(), {"hidden_inputs": {io.Hidden.unique_id: what}}
+    nodes = {"viewer": viewer.More4DSceneViewer, "editor": camera_editor.More4DCameraEditor}
+    inputs = {"editor": {"keyframes": camera_editor._NEW_DOCUMENT, "num_frames": 0}}.get(what, {})
+
+    def fingerprint():
+        return nodes[what].PREPARE_CLASS_CLONE(unique).fingerprint_inputs(**inputs)
+
+    def run():
+        node = nodes[what].PREPARE_CLASS_CLONE(unique)
+        return node.execute(made, **inputs).ui["more4d_view"][0]["full"]["filename"]
+
+    def remove(name):
+        (Path(folder_paths.get_temp_directory()) / "more4d" / name).unlink()
+
+    before, name = fingerprint(), run()
+    after = fingerprint()
+    remove(name)
+    lost = fingerprint()
+    again = run()
+    return {"before": before, "after": after, "lost": lost, "again": fingerprint(),
+            "names": [name, again]}  # fmt: skip
+
+
 def run_save_where_nothing_fits(node):
     """As on a full disk: no file may grow beyond a few bytes."""
     import resource
@@ -287,9 +337,9 @@ def run_load(name):
     scene.More4DSceneLoad.execute(name)
 
 
-def export(format, frame):
+def export(format, frame, prefix=None):
     made = _scene()
-    prefix = f"more4d/export_{format}"
+    prefix = prefix or f"more4d/export_{format}"
     name = scene.More4DSceneExport.execute(made, format, prefix, frame).result[0]
     path = folder_paths.get_annotated_filepath(name)
     return {"name": name, "path": path}
