@@ -20,6 +20,7 @@ from ..scene import Scene4D
 from ..wan.sampling import initial_noise
 from ..wording import counted
 from .alignment import AlignmentReport, AlignmentResult, AlignmentSettings, align_windows
+from .alignment.samples import sample_bytes
 from .batching import ShrinkingBatches
 from .decoding import DecodingSettings, decode_windows, window_bytes
 from .framing import Fit, Framing, Resolution, plan_framing
@@ -142,6 +143,7 @@ def reconstruct(
     check_stride(stride, size.num_frames)
     settings = replace(settings, sampling=settings.sampling.for_networks(networks))
     # 1. Every frame at the network's size, and which windows will see it.
+    aligned_here = settings.alignment if device.type == "cpu" else None
     framed = frame_video(
         video,
         lambda source_hw: _planned(source_hw, settings, networks),
@@ -149,11 +151,11 @@ def reconstruct(
         report("read"),
         # Hours of frames would fill the memory before they are all read.
         lambda frames, framing: _check_memory(
-            plan_windows(frames, stride, size.num_frames), framing, "network"
+            plan_windows(frames, stride, size.num_frames), framing, "network", aligned_here
         ),
     )
     windows = plan_windows(framed.num_frames, stride, size.num_frames)
-    _check_memory(windows, framed.framing, _resolution(settings, framed))
+    _check_memory(windows, framed.framing, _resolution(settings, framed), aligned_here)
     # 2. Networks: each frame is encoded once, each window sampled and decoded once.
     video_latents = encode_video(networks, framed, report("encode"))
     latents = sample_windows(networks, video_latents, windows, settings, report("sample"))
@@ -286,20 +288,32 @@ def _planned(
     return framing
 
 
-def _check_memory(windows: Sequence[Window], framing: Framing, resolution: Resolution) -> None:
-    """Refuse, before the networks run, what would not fit the host's memory."""
+def _check_memory(
+    windows: Sequence[Window],
+    framing: Framing,
+    resolution: Resolution,
+    aligned_here: AlignmentSettings | None,
+) -> None:
+    """Refuse, before the networks run, what would not fit the host's memory.
+
+    `aligned_here`: settings of an alignment that does not have a device of its own.
+    """
     free = free_bytes(torch.device("cpu"))
     frames = windows[-1].stop
-    # All of it is alive when the last pixels are mapped back.
+    # Windows and what they become are alive to the end; the samples until pixels are mapped back.
     held = sum(window_bytes(w.num_frames, framing.network_hw) for w in windows)
+    sampled = 0
+    if aligned_here is not None:
+        sizes = (sample_bytes(w.num_frames, framing.network_hw, aligned_here) for w in windows)
+        sampled = sum(sizes)
     aligned = aligned_bytes(frames, framing.network_hw)
     content = scene_bytes(frames, framing.content_hw)
-    if held + aligned + content > free:
+    if held + aligned + max(content, sampled) > free:
         raise ReconstructionError(
             f"{counted(frames, 'frame')} need too much memory: {counted(len(windows), 'window')} "
-            f"take {_gib(held)}, their scene takes {_gib(aligned + content)}, and {_gib(free)} are "
-            "free. Use a larger stride, a smaller network size, or fewer frames (frame_step, "
-            "max_frames)."
+            f"take {_gib(held)}, their alignment and scene take "
+            f"{_gib(aligned + max(content, sampled))}, and {_gib(free)} are free. Use a larger "
+            "stride, a smaller network size, or fewer frames (frame_step, max_frames)."
         )
     source = scene_bytes(frames, framing.source_hw)
     if resolution == "source" and held + aligned + source > free:

@@ -13,6 +13,7 @@ from more4d_backend.devices import DeviceMemoryError
 from more4d_backend.files.videos import save_video
 from more4d_backend.geo4d import pipeline
 from more4d_backend.geo4d.alignment import AlignmentSettings
+from more4d_backend.geo4d.alignment.samples import sample_bytes
 from more4d_backend.geo4d.decoding import (
     DecodingError,
     DecodingSettings,
@@ -403,7 +404,7 @@ def test_memory_of_a_scene_is_what_its_arrays_take(toy_networks, monkeypatch, re
 
 
 @pytest.mark.parametrize(("resolution", "advice"), [
-    ("network", "5 frames .*: 2 windows take .* their scene takes .*larger stride"),
+    ("network", "5 frames .*: 2 windows take .* alignment and scene take .*larger stride"),
     ("source", "5 frames at the video's own size .* Use resolution network"),
     ("auto", "5 frames at the video's own size .* Use resolution network"),
 ])  # fmt: skip
@@ -412,12 +413,15 @@ def test_windows_and_scene_have_to_fit_memory_together(
 ):
     video, network_hw = clip(5, 96, 128), (48, 64)
     result_hw = network_hw if resolution == "network" else (96, 128)
-    needed = 2 * window_bytes(4, network_hw)
-    needed += aligned_bytes(5, network_hw) + scene_bytes(5, result_hw)
+    settings = replace(ONE_STEP, network_hw=network_hw, resolution=resolution)
+    # While windows are aligned, or while pixels are mapped back.
+    sampled = 2 * sample_bytes(4, network_hw, settings.alignment)
+    assert (sampled > scene_bytes(5, result_hw)) == (resolution == "network")
+    needed = 2 * window_bytes(4, network_hw) + aligned_bytes(5, network_hw)
+    needed += max(scene_bytes(5, result_hw), sampled)
     free = [needed]
     monkeypatch.setattr(pipeline, "work_bytes", lambda *_: 0)
     monkeypatch.setattr(pipeline, "free_bytes", lambda _device: free[0])
-    settings = replace(ONE_STEP, network_hw=network_hw, resolution=resolution)
     assert reconstruct(video, toy_networks, settings).num_windows == 2
     free[0] -= 1
     monkeypatch.setattr(pipeline, "encode_video", lambda *_: pytest.fail("work has begun"))

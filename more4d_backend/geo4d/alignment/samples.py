@@ -21,6 +21,8 @@ _FRAMES_PER_CHUNK, _FRAMES_PER_CHUNK_ON_GPU = 32, 128
 _EDGE, _FAR_DISPARITY = 0.1, 0.2
 """Disparities of neighbours in a smaller image that differ by more than this share: an edge between
 them has no place there. Below the far disparity its share is meant."""
+_BYTES_PER_SAMPLE = 72
+"""28 in `Samples`, 24 of them once more frame by frame, and what is made on the way; measured."""
 _RAYS_PER_FRAME = 1000
 """Enough for a camera: three numbers each for centre and rotation."""
 
@@ -162,8 +164,7 @@ def take_samples(
     for number, window in enumerate(windows):
         window.check_finite(f"Window {number}")
     height, width = windows[0].valid.shape[1:]
-    step = max(1, int((height * width / settings.pixels_per_frame) ** 0.5))
-    rows, columns = (slice(min(step // 2, size - 1), None, step) for size in (height, width))
+    rows, columns = _sampled_rows_and_columns((height, width), settings)
     centers = pixel_centers(height, width, device=device)[rows, columns].reshape(-1, 2)
     longest = max(cover.length)
 
@@ -208,6 +209,21 @@ def take_samples(
         height=height,
         width=width,
     )
+
+
+def sample_bytes(num_frames: int, size_hw: tuple[int, int], settings: AlignmentSettings) -> int:
+    """Memory that a window takes, besides its prediction, while windows are aligned."""
+    rows, columns = _sampled_rows_and_columns(size_hw, settings)
+    pixels = len(range(size_hw[0])[rows]) * len(range(size_hw[1])[columns])
+    return num_frames * pixels * _BYTES_PER_SAMPLE
+
+
+def _sampled_rows_and_columns(
+    size_hw: tuple[int, int], settings: AlignmentSettings
+) -> tuple[slice, slice]:
+    step = max(1, int((size_hw[0] * size_hw[1] / settings.pixels_per_frame) ** 0.5))
+    rows, columns = (slice(min(step // 2, size - 1), None, step) for size in size_hw)
+    return rows, columns
 
 
 def relative_weights(

@@ -25,7 +25,12 @@ from more4d_backend.geo4d.alignment.rotations import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from more4d_backend.geo4d.alignment.samples import at_pixels, cover_of, take_samples
+from more4d_backend.geo4d.alignment.samples import (
+    at_pixels,
+    cover_of,
+    sample_bytes,
+    take_samples,
+)
 from more4d_backend.geo4d.alignment.unknowns import frame_samples
 from more4d_backend.geo4d.alignment.window_cameras import find_window_cameras
 from more4d_backend.geo4d.synthetic_windows import Corruption
@@ -314,3 +319,15 @@ def test_a_long_video_is_solved_in_linear_memory():
     layout = layout_of(cover)
     assert layout.num_blocks == math.ceil(cover.num_frames / 16)
     assert layout.block_size == 16 * 6 + 4 * 9
+
+
+@pytest.mark.parametrize("pixels_per_frame", [1, 100, 2500])
+def test_the_memory_of_samples_is_counted_from_as_many_as_are_taken(
+    moving_view, make_windows, pixels_per_frame
+):
+    settings = AlignmentSettings(pixels_per_frame=pixels_per_frame)
+    samples = take_samples(make_windows(moving_view, Corruption()), settings, torch.device("cpu"))
+    # 72 bytes with what is made of them, of which they have 28 themselves.
+    held = (samples.points, samples.weights, samples.sigma, samples.disparity,
+            samples.disparity_weights)  # fmt: skip
+    assert 4 * sample_bytes(6, (30, 40), settings) == sum(part.nbytes for part in held) * 72 // 28
