@@ -4,7 +4,6 @@ import asyncio
 import weakref
 from collections import deque
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from aiohttp import web
@@ -25,7 +24,7 @@ from ..more4d_backend.scene import Cameras, Scene4D
 from .camera import CATEGORY, frames_input, keyframe_path, read_keyframes
 from .folders import refusal
 from .types import CameraPathType, SceneType
-from .viewer import Place, are_there, keep_in_mind, times_lost, view_files
+from .viewer import Place, are_there, view_files
 
 PRESETS_ROUTE = "/more4d/camera_presets"
 _FRAMES = 49
@@ -67,16 +66,11 @@ class More4DCameraEditor(io.ComfyNode):
                 frames_input(),
             ],
             outputs=[CameraPathType.Output(display_name="camera_path")],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def validate_inputs(cls, keyframes: str | None = None) -> bool | str:
         return refusal(read_keyframes, keyframes)
-
-    @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> int:
-        return times_lost(cls)
 
     @classmethod
     def execute(cls, scene, keyframes, num_frames) -> io.NodeOutput:
@@ -86,9 +80,8 @@ class More4DCameraEditor(io.ComfyNode):
             "num_frames": path.num_frames,
             "mean_point": [x / scale for x in mean_point(scene)],
         }
-        places = _files_of(scene)
-        keep_in_mind(cls, places)
-        return io.NodeOutput(path, ui={"more4d_view": [places], "more4d_editor": [shown]})
+        ui = {"more4d_view": [_files_of(scene)], "more4d_editor": [shown]}
+        return io.NodeOutput(path, ui=ui)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,12 +58,13 @@ class More4DSceneViewer(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
-        return times_lost(cls)
+        return times_lost(cls.hidden.unique_id)
 
     @classmethod
     def execute(cls, scene, camera_path=None) -> io.NodeOutput:
         places = view_files(scene, camera_path)
-        keep_in_mind(cls, places)
+        if getattr(cls, "hidden", None) is not None:  # None: called by a script
+            _shown[cls.hidden.unique_id] = places
         return io.NodeOutput(ui={"more4d_view": [places]})
 
 
@@ -90,19 +91,13 @@ def are_there(places: dict[str, Place]) -> bool:
     return all((root / p["subfolder"] / p["filename"]).is_file() for p in places.values())
 
 
-def keep_in_mind(node: Any, places: dict[str, Place]) -> None:
-    """Remember what a running node shows, for `times_lost`."""
-    if getattr(node, "hidden", None) is not None:  # None: called by a script
-        _shown[node.hidden.unique_id] = places
-
-
-def times_lost(node: Any) -> int:
+def times_lost(node_id: str) -> int:
     """Return a number that changes when files that a node shows are gone.
 
     As its fingerprint, it has the host run the node again. Else the host would give the page what
-    it remembers of the last run, and nothing would bring the scene back.
+    it remembers of the last run, and nothing would bring the scene back. (Not for nodes with
+    outputs: all that comes after them would run again, too.)
     """
-    node_id = node.hidden.unique_id
     places = _shown.get(node_id)
     if places is not None and not are_there(places):
         del _shown[node_id]

@@ -277,9 +277,8 @@ def test_names_that_windows_cannot_have_are_refused_there(native_host):
     assert found["said"] is True
 
 
-@pytest.mark.parametrize("what", ["viewer", "editor"])
-def test_a_node_whose_files_were_removed_runs_again(native_host, what):
-    found = native_host.call("scene_nodes.viewer_runs", what=what)
+def test_a_viewer_whose_files_were_removed_runs_again(native_host):
+    found = native_host.call("scene_nodes.viewer_runs")
     assert found["before"] == found["after"] != found["lost"] == found["again"]
     assert found["names"][0] != found["names"][1]
 

@@ -284,32 +284,24 @@ def combine_of_two_sizes():
     camera.More4DCameraCombine.execute(path, False, False, 0, "linear", then)
 
 
-def viewer_runs(what):
-    """What the host compares to know whether a viewer, or an editor, is to run again."""
+def viewer_runs():
+    """What the host compares to know whether a viewer is to run again."""
     from comfy_api.latest import io
-    from more4d_pack.nodes import camera_editor, viewer
+    from more4d_pack.nodes.viewer import More4DSceneViewer
 
-    made, unique = _scene(), {"hidden_inputs": {io.Hidden.unique_id: what}}
-    nodes = {"viewer": viewer.More4DSceneViewer, "editor": camera_editor.More4DCameraEditor}
-    inputs = {"editor": {"keyframes": camera_editor._NEW_DOCUMENT, "num_frames": 0}}.get(what, {})
-
-    def fingerprint():
-        return nodes[what].PREPARE_CLASS_CLONE(unique).fingerprint_inputs(**inputs)
+    made = _scene()
+    node = More4DSceneViewer.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "5"}})
 
     def run():
-        node = nodes[what].PREPARE_CLASS_CLONE(unique)
-        return node.execute(made, **inputs).ui["more4d_view"][0]["full"]["filename"]
+        return node.execute(made).ui["more4d_view"][0]["full"]["filename"]
 
-    def remove(name):
-        (Path(folder_paths.get_temp_directory()) / "more4d" / name).unlink()
-
-    before, name = fingerprint(), run()
-    after = fingerprint()
-    remove(name)
-    lost = fingerprint()
-    again = run()
-    return {"before": before, "after": after, "lost": lost, "again": fingerprint(),
-            "names": [name, again]}  # fmt: skip
+    before, name = node.fingerprint_inputs(), run()
+    after = node.fingerprint_inputs()
+    (Path(folder_paths.get_temp_directory()) / "more4d" / name).unlink()
+    lost = node.fingerprint_inputs()
+    names = [name, run()]
+    return {"before": before, "after": after, "lost": lost, "again": node.fingerprint_inputs(),
+            "names": names}  # fmt: skip
 
 
 def run_save_where_nothing_fits(node):
