@@ -11,6 +11,7 @@ from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.conversion import open_model
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
 from training import train_geo4d, train_geo4d_points
+from training.data.samples import SampleError
 from training.geo4d.loader import ClipLoader
 from training.geo4d.objectives import ModalityWeights
 from training.geo4d.recipes import (
@@ -160,6 +161,38 @@ def test_a_loader_goes_on_where_another_one_stopped(tmp_path):
     second.resume(replace(first.state, position=12))
     seen += [batch.names for batch, _ in zip(second, range(18), strict=False)]
     assert seen == expected
+
+
+class SomeSky:
+    """Clips of which some show nothing but sky, one of them only in its middle."""
+
+    def __init__(self, clips, empty) -> None:
+        self.clips, self.empty = clips, empty
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        clip = self.clips[index]
+        if index in self.empty:
+            valid = torch.zeros_like(clip.valid)
+            valid[:, :, :2] = index == 2
+            return replace(clip, valid=valid)
+        return clip
+
+
+def test_a_clip_without_depth_does_not_end_a_long_training(tmp_path, caplog):
+    config = small(denoiser_tiny(tmp_path), 40, tmp_path)
+    stage = replace(config.stages[0], sizes_hw=((16, 16),))
+    config = replace(config, stages=(stage,))
+    clips = SomeSky(config.data.dataset(0), empty=(1, 2))
+    batches = [batch for batch, _ in zip(ClipLoader(clips, config), range(8), strict=False)]
+    whole = {clips[index].name for index in (0, 3)}
+    assert {name for batch in batches for name in batch.names} == whole
+    assert all(batch.valid[:, 0].any() for batch in batches)
+    assert "no valid depth in its first frame. The next clip takes its place." in caplog.text
+    with pytest.raises(SampleError, match="20 clips in a row"):
+        next(iter(ClipLoader(SomeSky(clips.clips, empty=(0, 1, 2, 3)), config)))
 
 
 def test_nothing_to_train_on_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Endless batches of clips, all of a batch at one size; resumable like `TrainingLoader`."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -9,9 +10,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.loader import RankBatches, SampleOrder, TrainingLoader
-from .clips import GeometryBatch, GeometryClip, fit_clip, stack_clips
+from ..data.samples import SampleError
+from .clips import GeometryBatch, GeometryClip, check_clip, fit_clip, stack_clips
 from .recipes import Geo4DConfig
 
+_log = logging.getLogger(__name__)
+
+_CLIPS_TRIED = 20
 _Key = tuple[int, tuple[int, int]]
 
 
@@ -92,7 +97,19 @@ class _Fitted(Dataset[GeometryClip]):
         self._clips = clips
 
     def __getitem__(self, key: _Key) -> GeometryClip:
-        return fit_clip(self._clips[key[0]], key[1])
+        index, size_hw = key
+        count = len(cast(Sized, self._clips))
+        for other in range(index, index + _CLIPS_TRIED):
+            try:
+                clip = fit_clip(self._clips[other % count], size_hw)
+                check_clip(clip)
+            except SampleError as e:  # nothing but sky, say: known only when it is read
+                _log.warning("%s The next clip takes its place.", e)
+            else:
+                return clip
+        raise SampleError(
+            f"Nothing can be learned from {_CLIPS_TRIED} clips in a row; see the warnings above."
+        )
 
 
 def _stacked(clips: list[GeometryClip]) -> GeometryBatch:
