@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.autograd.graph import saved_tensors_hooks
 
 from more4d_backend.strag.profile import OWN
 from more4d_backend.wan.latents import decode_video, encode_video
@@ -279,3 +280,22 @@ def test_layout_changes_where_weights_lie_and_not_what_they_compute():
         is_last = conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
         assert is_last == channels_last
         torch.testing.assert_close(model(clip), before)
+
+
+def test_under_autocast_each_layout_is_tried_with_weights_that_lie_so():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv3d(4, 4, 3))
+    clip = torch.randn(2, 4, 5, 8, 8)
+    seen = []
+
+    def watch(kept: torch.Tensor) -> torch.Tensor:
+        if kept.shape == model[0].weight.shape:  # what the convolution was given, for its gradient
+            seen.append(kept.is_contiguous(memory_format=torch.channels_last_3d))
+        return kept
+
+    hooks = saved_tensors_hooks(watch, lambda kept: kept)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        use_fastest_layout(model, lambda: model(clip).float().square().mean())
+    assert len(seen) > 2
+    half = len(seen) // 2
+    assert seen == [True] * half + [False] * half
