@@ -25,6 +25,9 @@ Conditioning = list[list[Any]]
 TINY_TEXT = "more4d_tiny_text"
 """Entry of conditioning whose text the embedded encoder read."""
 
+_TINY_VAE_WIDTH, _FULL_VAE_WIDTH = 16, 96
+"""Channels of the embedded VAEs' outermost layers, and of Wan's."""
+
 
 class WrongModelError(ValueError):
     """A model of another kind than a node needs."""
@@ -66,7 +69,7 @@ def check_text(model: Any, *conditionings: Conditioning) -> None:
     Raises:
         WrongModelError: says which node to use instead.
     """
-    tiny_model = model.model.diffusion_model.dim == STRAG_SIZES["tiny"].wan.dim
+    tiny_model = _is_tiny(model)
     for _, entries in (entry for conditioning in conditionings for entry in conditioning):
         tiny_text = entries.get(TINY_TEXT, False)
         if tiny_text and not tiny_model:
@@ -79,6 +82,27 @@ def check_text(model: Any, *conditionings: Conditioning) -> None:
                 "The model is a tiny one, which only understands text of the node Tiny Text Encode "
                 "(More4D). Use that instead of CLIP Text Encode, for both prompts."
             )
+
+
+def check_vae_size(model: Any, vae: Any, loader: str) -> None:
+    """Refuse the embedded VAE for models of another size, and Wan's for the tiny ones.
+
+    Both encode to latents of the same shape, and what the other model makes of them is noise.
+
+    Raises:
+        WrongModelError: says which file to choose in the node `loader`.
+    """
+    width = vae.first_stage_model.dim
+    if width == _TINY_VAE_WIDTH and not _is_tiny(model):
+        raise WrongModelError(
+            f"The VAE of {loader} is a tiny one, which only the tiny models understand. Choose the "
+            "file that belongs to this model there."
+        )
+    if width == _FULL_VAE_WIDTH and _is_tiny(model):
+        raise WrongModelError(
+            f"The model is a tiny one, and the VAE of {loader} is not. Choose the file there whose "
+            "name begins with more4d_tiny."
+        )
 
 
 def video_encoder(vae: Any, num_videos: int = 1) -> Callable[[Tensor], Tensor]:
@@ -154,6 +178,10 @@ def conditioned(
         node_helpers.conditioning_set_values(positive, values),
         node_helpers.conditioning_set_values(negative, values),
     )
+
+
+def _is_tiny(model: Any) -> bool:
+    return model.model.diffusion_model.dim == STRAG_SIZES["tiny"].wan.dim
 
 
 def _described(model: Any) -> str:

@@ -265,6 +265,23 @@ def test_text_for_models_of_another_size_is_refused(
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("which", "loader"), [("vae", "Load VAE"), ("motion_vae", "Load Motion VAE")]
+)
+@pytest.mark.parametrize(
+    ("tiny_model", "said"), [(True, "begins with more4d_tiny"), (False, "only the tiny models")]
+)
+def test_vaes_for_models_of_another_size_are_refused(
+    native_host, files, photo, tiny_model, said, which, loader
+):
+    with pytest.raises(Exception, match=said) as raised:
+        native_host.call(
+            "behaviour.vae_of_another_size", files=files, tiny_model=tiny_model, which=which,
+            **photo,
+        )  # fmt: skip
+    assert f"the VAE of {loader} is" in str(raised.value).replace("The", "the")
+
+
 def test_the_host_knows_our_model_and_folders_once_however_often_we_register(native_host):
     found = native_host.call("behaviour.registered_again")
     assert (found["first"], found["count"]) == ("STraG", 1)

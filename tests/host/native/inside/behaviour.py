@@ -276,6 +276,23 @@ def text_of_the_wrong_size(files, image, depth, intrinsics, prompt, tiny_text, t
     )
 
 
+def vae_of_another_size(files, image, depth, intrinsics, prompt, tiny_model, which):
+    """The STraG conditioning with a tiny model or VAE, and the other of full size."""
+    import more4d_pack.nodes.wan_inputs as wan_inputs
+
+    model, vae = load_model(files["strag"]), load_vae(files["wan-vae"])
+    motion_vae = HostMotionVAE.load(files["motion-vae"], PROFILES["own"])
+    if tiny_model:
+        model.model.diffusion_model.dim = wan_inputs.STRAG_SIZES["tiny"].wan.dim
+    network = (vae if which == "vae" else motion_vae.vae).first_stage_model
+    network.dim = 96 if tiny_model else 16
+    positive = [[prompt, {wan_inputs.TINY_TEXT: tiny_model}]]
+    conditioning(
+        files, image, depth, intrinsics, prompt, model,
+        positive=positive, negative=positive, vae=vae, motion_vae=motion_vae,
+    )  # fmt: skip
+
+
 def registered_again():
     """What the host knows of us after the pack is loaded a second time."""
     import comfy.supported_models
