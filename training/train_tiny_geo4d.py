@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from more4d_backend.devices.state import detect_device
@@ -144,6 +145,10 @@ def _first(batch: GeometryBatch, count: int) -> GeometryBatch:
 
 def _write(networks: Geo4DNetworks, path: Path, training: TinyGeo4DTraining, told: str) -> None:
     recipe = f"training.train_tiny_geo4d --seed {training.seed}: {told}"
+    if training.start:
+        with safe_open(training.start, "pt") as file:
+            before = (file.metadata() or {}).get("more4d_recipe", "unknown")
+        recipe += f"; went on from a file of recipe: {before}"
     save_geo4d(networks, path, metadata={"more4d_recipe": recipe, "more4d_profile": "own"})
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from more4d_backend.geo4d.model import Geo4DNetworks
@@ -79,6 +80,10 @@ def test_a_run_that_goes_on_keeps_the_vae_and_trains_the_unet(tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert not any(name.startswith("vae.") for name in changed)
+    with safe_open(first, "pt") as file, safe_open(second, "pt") as longer:
+        recipe = longer.metadata()["more4d_recipe"]
+        assert "--seed 2" in recipe
+        assert recipe.endswith(f"went on from a file of recipe: {file.metadata()['more4d_recipe']}")
     toy = tmp_path / "toy.safetensors"
     save_geo4d(Geo4DNetworks(GEO4D_SIZES["toy"]), toy)
     with pytest.raises(SettingsError, match="not of the embedded size"):
