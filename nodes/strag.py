@@ -22,7 +22,7 @@ from .wan_inputs import (
     TINY_TEXT,
     check_strag,
     check_text,
-    check_vae_size,
+    check_vae_sizes,
     conditioned,
     empty_latent,
     image_tokens,
@@ -137,8 +137,7 @@ class More4DStragConditioning(io.ComfyNode):
         check_video_size(num_frames, height, width)
         profile = motion_vae.profile
         encode = video_encoder(vae, 3 if profile.reference_latent == "image" else 2)
-        check_vae_size(model, vae, "Load VAE")
-        check_vae_size(model, motion_vae.vae, "Load Motion VAE")
+        check_vae_sizes(model, {"Load VAE": vae, "Load Motion VAE": motion_vae.vae})
         lifted = lift_scene(scene, one_picture(image, "image"), (height, width), fit)
         picture, depth = lifted.fitted.image, lifted.fitted.depth
         condition = condition_by(encode, picture[None], depth[None], num_frames, profile)

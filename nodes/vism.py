@@ -16,7 +16,7 @@ from ..more4d_backend.wan.latents import PIXELS_PER_TOKEN, check_num_frames
 from .messages import show_on_node
 from .wan_inputs import (
     check_text,
-    check_vae_size,
+    check_vae_sizes,
     check_vism,
     conditioned,
     empty_latent,
@@ -56,7 +56,7 @@ class More4DVismConditioning(io.ComfyNode):
         check_vism(model)
         check_text(model, positive, negative)
         encode = video_encoder(vae)
-        check_vae_size(model, vae, "Load VAE")
+        check_vae_sizes(model, {"Load VAE": vae})
         rendered = rendered[..., :3].clamp(0, 1)
         hole_mask = _hole_mask(holes, rendered)
         check_holes(rendered, hole_mask)

@@ -84,25 +84,27 @@ def check_text(model: Any, *conditionings: Conditioning) -> None:
             )
 
 
-def check_vae_size(model: Any, vae: Any, loader: str) -> None:
-    """Refuse the embedded VAE for models of another size, and Wan's for the tiny ones.
+def check_vae_sizes(model: Any, vaes: dict[str, Any]) -> None:
+    """Refuse the embedded VAEs for models of another size, and Wan's for the tiny ones.
 
     Both encode to latents of the same shape, and what the other model makes of them is noise.
+    `vaes` are by the name of the node that loads them.
 
     Raises:
-        WrongModelError: says which file to choose in the node `loader`.
+        WrongModelError: says which file to choose there.
     """
-    width = vae.first_stage_model.dim
-    if width == _TINY_VAE_WIDTH and not _is_tiny(model):
-        raise WrongModelError(
-            f"The VAE of {loader} is a tiny one, which only the tiny models understand. Choose the "
-            "file that belongs to this model there."
-        )
-    if width == _FULL_VAE_WIDTH and _is_tiny(model):
-        raise WrongModelError(
-            f"The model is a tiny one, and the VAE of {loader} is not. Choose the file there whose "
-            "name begins with more4d_tiny."
-        )
+    for loader, vae in vaes.items():
+        width = vae.first_stage_model.dim
+        if width == _TINY_VAE_WIDTH and not _is_tiny(model):
+            raise WrongModelError(
+                f"The VAE of {loader} is a tiny one, which only the tiny models understand. Choose "
+                "the file that belongs to this model there."
+            )
+        if width == _FULL_VAE_WIDTH and _is_tiny(model):
+            raise WrongModelError(
+                f"The model is a tiny one, and the VAE of {loader} is not. Choose the file there "
+                "whose name begins with more4d_tiny."
+            )
 
 
 def video_encoder(vae: Any, num_videos: int = 1) -> Callable[[Tensor], Tensor]:
