@@ -1,8 +1,12 @@
 """The nodes of the pack: thin shells around `more4d_backend`, one module per family."""
 
-from comfy_api.latest import ComfyExtension, io
+from .host_version import check_host
 
-from . import (
+check_host()  # first: the imports below fail one by one in a host that is too old
+
+from comfy_api.latest import ComfyExtension, io  # noqa: E402
+
+from . import (  # noqa: E402
     camera,
     camera_editor,
     camera_files,
@@ -15,7 +19,7 @@ from . import (
     viewer,
     vism,
 )
-from .wan_model import register_models
+from .wan_model import register_models  # noqa: E402
 
 _FAMILIES = (
     examples, depth, strag, geo4d, camera, camera_editor, camera_files, render, vism, scene, viewer,
