@@ -84,7 +84,8 @@ def measure_curves(engines: list[str], num_gpus: int, folder: Path, trainer: lis
     """Train the 1.3B layout on one GPU and split over several; print and judge the difference."""
     common = ["--size", "1.3b", "--num-steps", "21", "--stop-at", "20", *trainer]
     alone = folder / "alone"
-    start(plain(), [*common, "--batch-size", str(num_gpus)], alone).wait_or_fail()
+    if not (alone / "figures.json").exists():  # one call for every engine: the first one measures
+        start(plain(), [*common, "--batch-size", str(num_gpus)], alone).wait_or_fail()
     print(f"one GPU: {losses(alone)}", flush=True)
     missed = 0
     for engine in engines:
