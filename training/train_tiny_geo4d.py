@@ -59,6 +59,7 @@ def train(training: TinyGeo4DTraining) -> Path:
     detect_device(training.device)
     torch.manual_seed(training.seed)
     networks, generator = _networks(training), _generator(training)
+    training.check_clips(networks.size)
     path, ends, start = training.output / FILE_NAME, training.phase_ends, time.perf_counter()
 
     def box(steps: int, end: float) -> TimeBox:

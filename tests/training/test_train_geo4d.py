@@ -135,6 +135,8 @@ def test_stages_come_in_their_order_and_take_their_shares(tmp_path):
     assert config.optimizer.learning_rate == 1e-5
     with pytest.raises(SettingsError, match="positive ones"):
         replace(config, stages=())
+    with pytest.raises(SettingsError, match="frames_per_clip is 0"):
+        replace(config, frames_per_clip=0)
 
 
 def test_all_clips_of_a_batch_have_one_size_on_all_ranks(tmp_path):

@@ -166,7 +166,22 @@ def test_settings_that_cannot_be_are_refused():
         replace(SMALL, minutes=0)
     with pytest.raises(SettingsError, match="pool_size is 0"):
         replace(SMALL, pool_size=0)
+    for name in ("vae_clips", "unet_windows"):
+        with pytest.raises(SettingsError, match=f"{name} is 0"):
+            replace(SMALL, **{name: 0})
     with pytest.raises(SettingsError, match="held out"):
         replace(SMALL, seed=900)
     with pytest.raises(SettingsError, match="rising shares"):
         PhaseEnds(vae=0.1)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"num_frames": 8}, "clips have 8 frames; expected 16"),
+    ({"size_hw": (24, 32)}, "clips have 24 x 32 pixels; expected multiples of 16"),
+])  # fmt: skip
+def test_clips_that_the_network_cannot_see_are_refused_before_they_are_drawn(
+    tmp_path, monkeypatch, change, message
+):
+    monkeypatch.setattr(train_tiny_geo4d, "held_out_clips", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(SettingsError, match=message):
+        train(replace(SMALL, output=tmp_path, clips=replace(SMALL.clips, **change)))

@@ -128,6 +128,8 @@ class Geo4DConfig:
             raise SettingsError(
                 f"stages have the shares {shares}; expected at least one stage, and positive ones."
             )
+        if self.frames_per_clip < 1:
+            raise SettingsError(f"frames_per_clip is {self.frames_per_clip}; expected at least 1.")
 
     def stage_at(self, step: int) -> Stage:
         """Return the stage of the update after `step` updates."""

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from more4d_backend.geo4d.sizes import Geo4DSize
+
 from ..procedural.clips import ClipSettings
 from ..run.settings import SettingsError
 from ..run.time_boxes import Updates
@@ -16,6 +18,11 @@ SEEDS_APART = 1_000_000
 """The clips of training seed s begin at s times this."""
 HELD_OUT = 900_000_000
 """No trainer uses seeds from here on."""
+
+_AT_LEAST_ONE = (
+    *("pool_size", "variants", "vae_steps", "vae_clips", "unet_steps", "unet_windows"),
+    "evaluated_clips",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +124,30 @@ class TinyGeo4DTraining:
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:
             raise SettingsError(f"minutes is {self.minutes}; expected more than 0, or none.")
-        for name in ("pool_size", "variants", "vae_steps", "unet_steps", "evaluated_clips"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if self.seed < 0 or self.seed >= HELD_OUT // SEEDS_APART:
             raise SettingsError(
                 f"seed is {self.seed}; expected 0 to {HELD_OUT // SEEDS_APART - 1}: the clips "
                 "beyond are held out."
+            )
+
+    def check_clips(self, size: Geo4DSize) -> None:
+        """Refuse clips that networks of a size cannot be shown, before they are drawn.
+
+        Raises:
+            SettingsError: names what does not fit.
+        """
+        (height, width), step = self.clips.size_hw, size.pixel_step
+        if self.clips.num_frames != size.num_frames:
+            raise SettingsError(
+                f"clips have {self.clips.num_frames} frames; expected {size.num_frames}, as many "
+                "as the network sees at one time."
+            )
+        if min(height, width) < step or height % step or width % step:
+            raise SettingsError(
+                f"clips have {height} x {width} pixels; expected multiples of {step}."
             )
 
     def autocast(self) -> torch.autocast:
