@@ -15,8 +15,12 @@ from torch import Tensor
 from .hub_models import weights_folder
 from .provider import DepthPrediction, DepthProviderError
 
-INSTALL = "pip install git+https://github.com/lpiccinelli-eth/UniDepth"
-"""Not on PyPI."""
+INSTALL = (
+    "pip install timm wandb matplotlib opencv-python-headless (the last only if you have no "
+    "OpenCV), then pip install --no-deps git+https://github.com/lpiccinelli-eth/UniDepth"
+)
+"""Not on PyPI. Its requirements name xformers, which replaces torch, and triton, which Windows has
+not by that name; these are what its model imports (8d8cfe4)."""
 
 
 class UniDepth:

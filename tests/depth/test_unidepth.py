@@ -56,7 +56,9 @@ def test_without_the_package_the_error_says_licence_and_install_line(monkeypatch
     with pytest.raises(DepthProviderError) as caught:
         UniDepth.load()
     assert "CC BY-NC 4.0" in str(caught.value)
-    assert "pip install git+https://github.com/lpiccinelli-eth/UniDepth" in str(caught.value)
+    assert "pip install --no-deps git+https://github.com/lpiccinelli-eth/UniDepth" in str(
+        caught.value
+    )
 
 
 def test_weights_are_never_fetched_unasked(installed, connections):
