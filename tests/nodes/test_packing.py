@@ -86,6 +86,13 @@ def test_nothing_packed_starts_programs_or_installs(packed_files, pack_folder):
     assert packed_files.isdisjoint({"install.py", "prestartup_script.py", "uninstall.py"})
 
 
+def test_help_pages_install_from_the_packs_folder_not_whoever_takes_its_name_on_pypi(pack_folder):
+    pages = list((pack_folder / "web" / "docs").rglob("*.md"))
+    assert len(pages) > 50
+    for page in pages:
+        assert "more4d[" not in page.read_text(encoding="utf-8"), page
+
+
 @pytest.fixture
 def unpacked(packed_files, pack_folder, tmp_path):
     """The archive's files in the custom_nodes folder of a fresh base folder."""
