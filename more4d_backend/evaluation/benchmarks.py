@@ -42,6 +42,8 @@ Make = Callable[[TrueVideo, Path], None]
 _OF_THE_VIDEO = (ValueError, OSError, MemoryError)
 """What goes wrong with one video, and not with the others; errors of the program pass."""
 
+_ROUNDED_PX = 2
+
 _DEPTH_COLUMNS = (
     *DEPTH_ERROR_COLUMNS,
     Column(name="constant within 1.25", unit="%", digits=1),
@@ -224,7 +226,19 @@ class _Opened:
             if true is None:
                 raise EvaluationError(f"{self._benchmark.title} tells no depth.")
             self._read = depth_of_scene(self._predicted()), true
+            self._warn_of_another_shape(*self._read)
         return video_depth_errors(*self._read, protocol)
+
+    def _warn_of_another_shape(self, predicted: VideoDepth, true: VideoDepth) -> None:
+        (height, width), (true_height, true_width) = predicted.depth.shape[1:], true.depth.shape[1:]
+        # Whole pictures at the network's size are rounded to it, by a pixel on each side.
+        if abs(height - width * true_height / true_width) > _ROUNDED_PX:
+            _log.warning(
+                "%s: the scene has %d x %d pixels and the truth %d x %d, which is another shape. "
+                "It is taken for squashed; where it was cropped its errors are too large: "
+                "reconstruct with --fit pad.",
+                *(self._name, height, width, true_height, true_width),
+            )
 
     def protocol(self) -> DepthProtocol:
         """Return what the benchmark does with depth."""

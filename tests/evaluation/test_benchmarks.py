@@ -114,6 +114,23 @@ def test_a_video_for_which_memory_runs_out_fails_and_the_others_do_not(sintel, s
     assert (tmp_path / "alley_1.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("cut", "told"), [(slice(0, 24), 0), (slice(1, 23), 0), (slice(4, 20), 1)])
+def test_a_scene_of_another_shape_is_told_of(sintel, scene, tmp_path, caplog, cut, told):
+    points = scene.points
+    cropped = replace(
+        scene,
+        points=replace(
+            points, positions=points.positions[:, cut], colors=points.colors[:, cut],
+            valid=points.valid[:, cut],
+        ),
+        cameras=replace(scene.cameras, height=cut.stop - cut.start),
+    )  # fmt: skip
+    save_scene(tmp_path / "alley_1.safetensors", cropped)
+    evaluate_benchmark(SINTEL, sintel, tmp_path)
+    assert caplog.text.count("alley_1: the scene has 16 x 32 pixels and the truth 24 x 32") == told
+    assert ("another shape" in caplog.text) == bool(told)
+
+
 def test_pixels_of_all_videos_weigh_alike(sintel, scene, tmp_path):
     # The second video has less truth, and a worse prediction.
     for path in (sintel / "training" / "depth" / "alley_2").glob("*.dpt"):
