@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from more4d_backend.evaluation.video_depth import constant_within
 from more4d_backend.geo4d.decoding import decode_windows
 from more4d_backend.geo4d.framing import Framing
 from more4d_backend.geo4d.model import Geo4DNetworks
@@ -141,13 +142,9 @@ def _center_error(
 def _depth_errors(
     z: Float[Tensor, " pixel"], offset: Float[Tensor, " pixel"], truth: Float[Tensor, " pixel"]
 ) -> Float[Tensor, "3"]:
-    """AbsRel and delta<1.25 after scale and shift; delta<1.25 of the best constant, the median."""
+    """AbsRel and delta<1.25 after scale and shift; delta<1.25 of the best constant."""
     columns = torch.stack([z, offset], dim=-1) / truth[:, None]  # so that relative errors count
     fitted = columns @ torch.linalg.lstsq(columns, torch.ones_like(truth)[:, None]).solution
     ratio = fitted[:, 0].clamp_min(1e-3)
-    constant = truth.median() / truth
-
-    def within(values: Tensor) -> Tensor:
-        return (torch.maximum(values, 1 / values) < 1.25).float().mean()
-
-    return torch.stack([(ratio - 1).abs().mean(), within(ratio), within(constant)])
+    within = (torch.maximum(ratio, 1 / ratio) < 1.25).float().mean()
+    return torch.stack([(ratio - 1).abs().mean(), within, ratio.new_tensor(constant_within(truth))])
