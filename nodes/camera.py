@@ -79,7 +79,9 @@ class More4DCameraPreset(io.ComfyNode):
                                advanced=True,
                                tooltip="Depth of the point to turn around, and unit of the "
                                "distances; world units. 0 takes the scene's median depth."),
+                # Else pages draw it anew each time, and all that follows runs again.
                 io.Int.Input("seed", default=0, min=0, max=2**31 - 1, advanced=True,
+                             control_after_generate=False,
                              tooltip="Chooses the sway of handheld; no unit."),
             ],
             outputs=[CameraPathType.Output(display_name="camera_path")],

@@ -70,6 +70,14 @@ def test_every_text_of_a_node_is_in_the_locales(comfy, schemas, language):
             assert re.search("[\u4e00-\u9fff]", entry["description"]), node_id
 
 
+def test_no_seed_is_drawn_anew_after_a_run_unless_its_node_says_so(schemas):
+    """Pages do that to every input of such a name; then all that follows runs again each time."""
+    for node_id in IDS:
+        for name, (_, options) in inputs(schemas[node_id]).items():
+            if name in ("seed", "noise_seed"):
+                assert options.get("control_after_generate") is False, node_id
+
+
 def test_widgets_have_defaults_that_the_server_takes(schemas):
     """API users send no value for what has a default."""
     for node_id in IDS:
