@@ -143,7 +143,7 @@ def reconstruct(
     check_stride(stride, size.num_frames)
     settings = replace(settings, sampling=settings.sampling.for_networks(networks))
     # 1. Every frame at the network's size, and which windows will see it.
-    aligned_here = settings.alignment if device.type == "cpu" else None
+    aligned_here = settings.alignment if device.type in ("cpu", "mps") else None
     framed = frame_video(
         video,
         lambda source_hw: _planned(source_hw, settings, networks),
