@@ -8,15 +8,22 @@ every sampler shows it, and no node is needed.
 import comfy.latent_formats
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..more4d_backend.strag.motion_preview import MotionPreview
+from ..more4d_backend.wan.latents import LATENT_CHANNELS
 
 
 class MotionLatentFormat(comfy.latent_formats.Wan21):
     """Wan's latents, which the host does not know how to show where they are motion."""
 
-    # The picture is ready: its channels are red, green and blue.
-    latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]  # noqa: RUF012
+    # The picture is ready: its first channels are red, green and blue, and the others nothing. They
+    # are there for packs that animate previews (VideoHelperSuite's, among others): those multiply
+    # frames of the latent by this table, some without asking for the picture, and sampling would
+    # end where the sizes differ.
+    latent_rgb_factors = [  # noqa: RUF012
+        [float(channel == color) for color in range(3)] for channel in range(LATENT_CHANNELS)
+    ]
     latent_rgb_factors_bias = None
 
     def __init__(self) -> None:
@@ -29,8 +36,13 @@ class MotionLatentFormat(comfy.latent_formats.Wan21):
         self._preview = preview
 
     def latent_rgb_factors_reshape(self, latent: Tensor) -> Tensor:
-        """Return the picture of a latent (1, 16, ...), in the host's range -1 to 1."""
+        """Return the picture of a latent (1, 16, ...), in the host's range -1 to 1.
+
+        Single frames (frame, 16, height, width) stay what they are: nobody can tell their motion.
+        """
+        if latent.ndim != 5:
+            return latent
         if self._preview is None:
-            return torch.zeros(1, 3, *latent.shape[-2:])
-        picture = self._preview.picture(latent[0])
-        return (2 * picture - 1).movedim(-1, 0)[None]
+            return torch.zeros(1, LATENT_CHANNELS, *latent.shape[-2:])
+        picture = self._preview.picture(latent[0]).movedim(-1, 0)[None]
+        return pad(2 * picture - 1, (0, 0, 0, 0, 0, LATENT_CHANNELS - 3))

@@ -80,6 +80,13 @@ def test_the_host_shows_the_image_with_trails_while_it_samples(native_host, file
         assert 0.3 < same < 1  # the image is seen, and something is drawn on it
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_other_packs_animated_previews_do_not_end_the_sampling(native_host, files, photo, asks):
+    found = native_host.call("behaviour.animated_previews", files=files, asks=asks, **photo)
+    _, _, frames, height, width = found["latent"]
+    assert found["shown"] == [[frames, height, width, 3]]
+
+
 def test_cancel_stops_every_stage_and_the_next_run_works(native_host, files, photo):
     found = native_host.call("behaviour.interrupted", files=files, **photo)
     assert found.pop("afterwards") == 5

@@ -123,6 +123,39 @@ def previews(files, image, depth, intrinsics, prompt, steps):
     return {"pictures": seen, "sizes": sizes}
 
 
+class _AnimatedPreviewer:
+    """As packs wrap the host's, to show frame after frame; `asks` for the picture or not."""
+
+    def __init__(self, previewer, asks):
+        self.wrapped, self.asks, self.shown = previewer, asks, []
+
+    def decode_latent_to_preview_image(self, _, latent):
+        frames = latent.movedim(2, 1).flatten(0, 1)
+        if self.asks:
+            frames = self.wrapped.latent_rgb_factors_reshape(frames)
+        factors = self.wrapped.latent_rgb_factors.to(frames)
+        image = torch.nn.functional.linear(frames.movedim(1, -1), factors)
+        self.shown.append(list(image.shape))
+
+
+def animated_previews(files, image, depth, intrinsics, prompt, asks):
+    """The sizes of what another pack's animated previews show while 4D-STraG is sampled."""
+    args.preview_method = LatentPreviewMethod.Auto
+    model = load_model(files["strag"])
+    positive, negative, latent, _ = conditioning(files, image, depth, intrinsics, prompt, model)
+    base = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    previewer = _AnimatedPreviewer(base, asks)
+    usual = latent_preview.get_previewer
+    latent_preview.get_previewer = lambda *_: previewer
+    try:
+        callback = latent_preview.prepare_callback(model, 1)
+        ksampler(model, positive, negative, latent, steps=1, cfg=1.0, seed=0, callback=callback)
+    finally:
+        latent_preview.get_previewer = usual
+        args.preview_method = LatentPreviewMethod.NoPreviews
+    return {"shown": previewer.shown, "latent": list(latent["samples"].shape)}
+
+
 def interrupted(files, image, depth, intrinsics, prompt):
     """Whether Cancel stops conditioning, sampling and decoding, and the next run works."""
     model = load_model(files["strag"])
