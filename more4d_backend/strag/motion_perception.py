@@ -156,6 +156,17 @@ def current_guidance() -> Guidance | None:
     return _running.guidance
 
 
+def take_guidance() -> Guidance | None:
+    """Return the guidance of the innermost scope, which from here on holds none.
+
+    For where it goes on as an argument: blocks then find the same around them when they run as when
+    gradient checkpointing runs them again, outside of every scope. Else what is compiled for the
+    one is, where FSDP2 splits parameters, compiled once more for the other.
+    """
+    guidance, _running.guidance = _running.guidance, None
+    return guidance
+
+
 def guide_block(
     block: nn.Module,
     *,

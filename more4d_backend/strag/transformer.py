@@ -39,10 +39,10 @@ from .attention import use_wan_processor
 from .motion_perception import (
     FeatureAdapter,
     Guidance,
-    current_guidance,
     encode_image,
     guidance_scope,
     guide_block,
+    take_guidance,
 )
 from .omnimae import OmniMAE
 from .sizes import FUN_CONTROL_CHANNELS, StragSize
@@ -255,7 +255,7 @@ class _GuidedRotaryEmbedding(WanRotaryPosEmbed):
 
     def forward(self, hidden_states: Tensor) -> Any:
         cos, sin = super().forward(hidden_states)
-        return GuidedRotation(cos, sin, current_guidance())
+        return GuidedRotation(cos, sin, take_guidance())
 
 
 _block_forward: Any = WanTransformerBlock.forward

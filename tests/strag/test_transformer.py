@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import nn
 
-from more4d_backend.strag.motion_perception import Guidance
+from more4d_backend.strag.motion_perception import Guidance, current_guidance
 from more4d_backend.strag.omnimae import OmniMAE
 from more4d_backend.strag.sizes import (
     FUN_CONTROL_CHANNELS,
@@ -266,6 +266,15 @@ def test_gradients_with_checkpointing_are_those_without():
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, msg=name)
+
+
+def test_a_block_that_is_run_again_finds_the_same_scope_around_it_as_before():
+    model, inputs, found = make_transformer(), make_inputs(), []
+    model.requires_grad_(True).train().enable_gradient_checkpointing()
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: found.append(current_guidance()))
+    model(**inputs).sample.square().sum().backward()
+    assert found == [None] * (2 * len(model.blocks))
 
 
 def test_calls_in_threads_do_not_mix():
