@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..evaluation.depth import Alignment
+from ..wording import counted
 from .console import progress_bar
 
 if TYPE_CHECKING:
@@ -106,6 +107,13 @@ class Evaluate:
         assert self.predicted is not None
         assert self.truth is not None
         make = self._reconstruction() if self.reconstruct else None
+        there = len(list(self.predicted.glob("*.safetensors")))
+        if make is not None and there:
+            LOGGER.warning(
+                "%s in %s already: compared as they are, whatever weights made them.",
+                counted(there, "scene"),
+                self.predicted,
+            )
         with progress_bar("evaluate") as progress:
             return evaluate_benchmark(
                 BENCHMARKS[self.benchmark], self.truth, self.predicted, make=make, progress=progress

@@ -117,3 +117,15 @@ def test_scenes_are_made_in_the_precision_that_reconstruct_computes_in(folders, 
     )
     Evaluate(benchmark="procedural", reconstruct=True, weights=path)._reconstruction()
     assert dtypes == [torch.float32]  # on a CPU; it was the file's bfloat16
+
+
+def test_scenes_that_were_there_before_are_told_of(tmp_path, monkeypatch, caplog):
+    from more4d_backend.cli.evaluate_command import Evaluate
+
+    monkeypatch.setattr(Evaluate, "_reconstruction", lambda _self: lambda _true, _path: None)
+    (tmp_path / "sitting_xyz.safetensors").touch()
+    both = ["--benchmark", "tum-dynamics", "--predicted", str(tmp_path), "--truth", str(tmp_path)]
+    assert main(["evaluate", *both]) == 1
+    assert "already" not in caplog.text
+    assert main(["evaluate", *both, "--reconstruct"]) == 1
+    assert f"1 scene in {tmp_path} already: compared as they are" in caplog.text
