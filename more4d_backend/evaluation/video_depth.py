@@ -122,7 +122,7 @@ def constant_within(true: Float[Tensor, "pixel"], factor: float = 1.25) -> float
     """Return the largest share of pixels that one depth has within `factor`, either way."""
     ordered = true.double().log().sort().values
     # An interval of the logarithm that holds most; it may as well begin at a pixel.
-    low = ordered[:: max(1, len(ordered) // (50 * _BEST_CONSTANT_CANDIDATES))]
+    low = ordered[:: max(1, len(ordered) // (50 * _BEST_CONSTANT_CANDIDATES))].contiguous()
     ends = torch.searchsorted(ordered, low + 2 * math.log(factor))
     begins = torch.searchsorted(ordered, low)
     return float((ends - begins).max() / len(ordered))

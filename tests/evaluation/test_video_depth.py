@@ -117,6 +117,16 @@ def test_the_best_constant_is_the_best_of_all():
     assert constant_within(torch.full((10,), 3.0)) == 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_best_constant_of_many_pixels_is_found_without_a_warning():
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        assert 0 < constant_within(torch.linspace(1, 9, 50_000)) < 1
+    finally:
+        torch.set_warn_always(before)
+
+
 def test_errors_by_confidence_tell_a_confidence_that_knows_from_one_that_does_not(true):
     generator = torch.Generator().manual_seed(1)
     sigma = 0.01 + 0.3 * torch.rand(true.shape, generator=generator, dtype=torch.float64)
