@@ -90,8 +90,9 @@ class More4DPasteBack(io.ComfyNode):
             "holes are the model's. The seam fades over known pixels.",
             search_aliases=["paste back", "composite holes", "blend seam"],
             inputs=[
-                io.Image.Input("known", tooltip="The rendered video."),
+                # First, and so what comes out where the node is bypassed.
                 io.Image.Input("filled", tooltip="The filled video, from VAE Decode."),
+                io.Image.Input("known", tooltip="The rendered video."),
                 io.Mask.Input("holes", tooltip="1 (white) = was filled; as in ViSM Conditioning."),
                 io.Int.Input(
                     "feather_px", default=8, min=0, max=256,
@@ -102,7 +103,7 @@ class More4DPasteBack(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, known, filled, holes, feather_px) -> io.NodeOutput:
+    def execute(cls, filled, known, holes, feather_px) -> io.NodeOutput:
         known = known[..., :3]
         height, width = known.shape[1:3]
         filled = filled[..., :3].to(known)

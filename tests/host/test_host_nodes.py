@@ -78,6 +78,13 @@ def test_no_seed_is_drawn_anew_after_a_run_unless_its_node_says_so(schemas):
                 assert options.get("control_after_generate") is False, node_id
 
 
+def test_a_bypassed_paste_back_gives_the_filled_video(schemas):
+    """The page then takes the input in the output's place, if it is of its type."""
+    schema = schemas["More4DPasteBack"]
+    assert schema["output"] == ["IMAGE"]
+    assert next(iter(inputs(schema))) == "filled"
+
+
 def test_widgets_have_defaults_that_the_server_takes(schemas):
     """API users send no value for what has a default."""
     for node_id in IDS:

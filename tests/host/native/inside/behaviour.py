@@ -293,7 +293,7 @@ def sentences_on_the_vism_node(files, rendered, holes, prompt):
 
 
 def pasted(known, filled, holes):
-    return {"video": More4DPasteBack.execute(known, filled, holes, 0).result[0]}
+    return {"video": More4DPasteBack.execute(filled, known, holes, 0).result[0]}
 
 
 def text_of_the_wrong_size(files, image, depth, intrinsics, prompt, tiny_text, tiny_model):
