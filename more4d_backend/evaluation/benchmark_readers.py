@@ -134,13 +134,12 @@ class TumVideo(TrueVideo):
         folder = found
         times, files = _tum_pictures(folder / "rgb.txt")
         poses = _numbers(folder / "groundtruth.txt", 8)
-        nearest = np.abs(times[:, None] - poses[None, :, 0]).argmin(1)
-        near = np.abs(times - poses[nearest, 0]) <= _TUM_MAX_DIFFERENCE_S
-        chosen = near.nonzero()[0][: _TUM_FRAME_STEP * _TUM_MAX_FRAMES : _TUM_FRAME_STEP]
-        if not len(chosen):
+        pairs = paired_times(times, poses[:, 0])
+        chosen = pairs[: _TUM_FRAME_STEP * _TUM_MAX_FRAMES : _TUM_FRAME_STEP]
+        if not chosen:
             raise EvaluationError(f"{folder}: no picture has a pose within 0.02 s.")
-        self._files = [folder / files[i] for i in chosen]
-        self._poses = poses[nearest[chosen], 1:]
+        self._files = [folder / files[picture] for picture, _ in chosen]
+        self._poses = poses[[pose for _, pose in chosen], 1:]
 
     def video(self) -> Video:
         """Return the frames."""
@@ -240,6 +239,31 @@ def read_cam(path: Path) -> Float[Tensor, "4 4"]:
     pose = torch.eye(4, dtype=torch.float64)
     pose[:3] = torch.tensor(numbers[9:], dtype=torch.float64).view(3, 4)
     return pose
+
+
+def paired_times(
+    picture_s: Float[np.ndarray, " picture"], pose_s: Float[np.ndarray, " pose"]
+) -> list[tuple[int, int]]:
+    """Pair pictures and poses of TUM (their numbers) by their times, in the order of time.
+
+    As the data set's own tools do it: what is nearest first, nothing twice. Where poses are missing
+    for a while, pictures are left out.
+    """
+    order = pose_s.argsort(kind="stable")
+    first = np.searchsorted(pose_s[order], picture_s - _TUM_MAX_DIFFERENCE_S)
+    last = np.searchsorted(pose_s[order], picture_s + _TUM_MAX_DIFFERENCE_S, side="right")
+    near = sorted(
+        (float(abs(picture_s[picture] - pose_s[pose])), picture, int(pose))
+        for picture in range(len(picture_s))
+        for pose in order[first[picture] : last[picture]]
+    )
+    of_picture: dict[int, int] = {}
+    taken: set[int] = set()
+    for difference_s, picture, pose in near:
+        if difference_s < _TUM_MAX_DIFFERENCE_S and not (picture in of_picture or pose in taken):
+            of_picture[picture] = pose
+            taken.add(pose)
+    return sorted(of_picture.items(), key=lambda pair: picture_s[pair[0]])
 
 
 def _tum_folders(folder: Path, name: str) -> tuple[Path, ...]:

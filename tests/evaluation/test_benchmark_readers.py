@@ -11,6 +11,7 @@ from more4d_backend.evaluation.benchmark_readers import (
     ProceduralVideo,
     SintelVideo,
     TumVideo,
+    paired_times,
     read_cam,
     read_dpt,
 )
@@ -111,6 +112,18 @@ def test_tum_takes_ninety_pictures_and_leaves_out_those_without_a_pose(tmp_path)
     (tmp_path / "late" / "groundtruth.txt").write_text("5.0 0 0\n")
     with pytest.raises(FileFormatError, match=r"groundtruth\.txt"):
         TumVideo(tmp_path, "late")
+
+
+def test_a_pose_belongs_to_one_picture_of_tum_alone():
+    # Poses are missing between 0.02 and 0.1 s, but for one: it is nearer to picture 2.
+    picture_s = np.array([0.0, 0.033, 0.066, 0.1])
+    pose_s = np.array([0.1, 0.001, 0.011, 0.05])
+    assert paired_times(picture_s, pose_s) == [(0, 1), (2, 3), (3, 0)]
+    # The nearest pair comes first, though another picture then has to take the pose after.
+    assert paired_times(np.array([0.0, 0.01]), np.array([0.008, 0.019])) == [(0, 1), (1, 0)]
+    assert paired_times(np.array([0.1, 0.0]), np.array([0.0, 0.1])) == [(1, 0), (0, 1)]
+    assert paired_times(np.array([0.0]), np.array([0.02])) == []  # less than 0.02 s, as there
+    assert paired_times(np.array([]), pose_s) == []
 
 
 def test_a_sequence_of_tum_that_is_not_there_is_not_called_damaged(tmp_path):
