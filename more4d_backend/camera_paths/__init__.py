@@ -198,7 +198,8 @@ def _input_view_points(scene: Scene4D) -> Float[Tensor, "point 3"]:
     if len(positions) == 0:
         raise CameraPathError(
             "The scene has no visible point in front of the input view in frame 0, so its scale "
-            "cannot be measured. Pass PathSettings(pivot_distance=...) in world units."
+            "cannot be measured. Look at the scene and at the depth that it was made from; a named "
+            "movement can do without, with pivot_distance in world units."
         )
     return positions
 

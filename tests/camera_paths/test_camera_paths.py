@@ -484,7 +484,7 @@ def test_point_maps_are_measured_where_they_are_valid():
 
 def test_a_scene_with_nothing_to_measure_is_refused_with_a_way_out():
     scene = tracks_scene([[0, 0, -1.0], [0, 0, 5.0]], [True, False])
-    with pytest.raises(CameraPathError, match=r"no visible point .*pivot_distance=\.\.\."):
+    with pytest.raises(CameraPathError, match=r"no visible point .*pivot_distance in world units"):
         scene_path("orbit-left", scene)
     cameras = scene_path("orbit-left", scene, settings=PathSettings(pivot_distance=2.0))
     assert cameras.num_frames == 2

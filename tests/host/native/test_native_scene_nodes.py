@@ -283,6 +283,12 @@ def test_a_viewer_whose_files_were_removed_runs_again(native_host):
     assert found["names"][0] != found["names"][1]
 
 
+@pytest.mark.parametrize("which", ["preset", "keyframes"])
+def test_a_scene_that_the_view_does_not_see_is_refused_in_the_nodes_own_words(native_host, which):
+    with pytest.raises(Exception, match=r"no visible point.*Look at the scene.*pivot_distance in"):
+        native_host.call("scene_nodes.nothing_seen", which=which)
+
+
 def test_paths_of_two_sizes_are_not_joined(native_host):
     with pytest.raises(Exception, match=r"48x64 and then for 96x128.*Connect the same scene"):
         native_host.call("scene_nodes.combine_of_two_sizes")

@@ -1,6 +1,7 @@
 """Camera, render and scene nodes beside the backend's own functions and the host's own nodes."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -282,6 +283,16 @@ def combine_of_two_sizes():
     path = camera_paths.scene_path("orbit-left", _scene())
     then = path.resized(2 * HEIGHT, 2 * WIDTH)
     camera.More4DCameraCombine.execute(path, False, False, 0, "linear", then)
+
+
+def nothing_seen(which):
+    """A path in a scene whose points all lie behind the input view."""
+    made = _scene()
+    made = replace(made, points=replace(made.points, positions=made.points.positions - 1e6))
+    if which == "preset":
+        camera.More4DCameraPreset.execute(made, "orbit-left", **PRESET)
+    else:
+        camera.More4DCameraKeyframes.execute(made, camera._EXAMPLE_KEYFRAMES, 7)
 
 
 def viewer_runs():
