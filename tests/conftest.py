@@ -1,6 +1,9 @@
 """Shared by all tests: run-time checks of every jaxtyping annotation, and the parity folder."""
 
+import logging
 import os
+import signal
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One worker per core is all the parallelism there is; more threads only wait for each other.
@@ -23,6 +26,44 @@ hypothesis.settings.load_profile("more4d")
 install_import_hook(
     "more4d_backend", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
+
+
+@pytest.fixture(autouse=True)
+def global_state_stays(request):
+    """Fail the test that changes what the whole process shares, not those that run after it."""
+    before = _global_state()
+    yield
+    after = _global_state()
+    changed = {
+        name: (before.get(name), after.get(name))
+        for name in before | after
+        if before.get(name) != after.get(name)
+    }
+    assert not changed, f"{request.node.name} left behind (before, after): {changed}"
+
+
+def _global_state() -> dict[str, object]:
+    import torch
+
+    state: dict[str, object] = {
+        # torch and pytest tell themselves things by their variables.
+        **{f"${n}": v for n, v in os.environ.items() if not n.startswith(("TORCH", "PY"))},
+        "working folder": os.getcwd(),
+        "signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "log level": logging.getLogger().level,
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+    }
+    for kernel in ("flash", "mem_efficient", "math", "cudnn"):
+        state[f"{kernel} attention"] = getattr(torch.backends.cuda, f"{kernel}_sdp_enabled")()
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    if dispatch:
+        state["attention of diffusers"] = dispatch._AttentionBackendRegistry.get_active_backend()[0]
+    return state
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ several ranks, so every gradient passes through its `forward`.
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -46,6 +45,7 @@ from .sharding import (
     set_engine_up,
 )
 from .state import RunState
+from .termination import EXIT_TERMINATED, on_termination
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class TrainingRun:
@@ -97,7 +95,7 @@ class TrainingRun:
         self.progress = 0.0
         self.checkpoints = CheckpointFolder(self.output, self.settings.checkpoints_kept)
         self._checkpoint = self._find_checkpoint()
-        self._terminated = False
+        self._terminated = self._asked_to_stop = False
         self._losses: list[float] = []
         self._wait_s = 0.0
 
@@ -147,7 +145,7 @@ class TrainingRun:
             self.checkpoints.remove_unfinished()
         self._records = RunRecords(self.accelerator, self.output, self._plain_config, self.step)
         self._start_s = time.perf_counter() - self._records.seconds_before
-        self._listen_for_termination()
+        self._last_step_s = time.perf_counter()
         _log.info(
             "%d parameters in %d tensors are trained on %d ranks, %s, from step %d",
             sum(p.numel() for p in self.trained.values()),
@@ -160,22 +158,25 @@ class TrainingRun:
         After SIGTERM the update that is running is finished, a checkpoint is written, and
         SystemExit ends the run.
         """
-        batches = iter(self.loader)
-        while self.step < self.settings.num_steps and self.progress < 1:
-            before = self.step
-            start = time.perf_counter()
-            batch = next(batches).to(self.device)
-            self._wait_s += time.perf_counter() - start
-            yield batch
-            if self.step == before:
-                continue
-            done = self.step == self.settings.num_steps or self.progress >= 1
-            if done or self._terminated or self.step % self.settings.checkpoint_every == 0:
-                self.save()
-            if self._terminated and not done:
-                _log.warning("SIGTERM: stopped after step %d; the checkpoint is written", self.step)
-                self.close()
-                raise SystemExit(EXIT_TERMINATED)
+        with on_termination(self._ask_to_stop):
+            batches = iter(self.loader)
+            while self.step < self.settings.num_steps and self.progress < 1:
+                before = self.step
+                start = time.perf_counter()
+                batch = next(batches).to(self.device)
+                self._wait_s += time.perf_counter() - start
+                yield batch
+                if self.step > before:
+                    self._after_update()
+
+    def _after_update(self) -> None:
+        done = self.step == self.settings.num_steps or self.progress >= 1
+        if done or self._terminated or self.step % self.settings.checkpoint_every == 0:
+            self.save()
+        if self._terminated and not done:
+            _log.warning("SIGTERM: stopped after step %d; the checkpoint is written", self.step)
+            self.close()
+            raise SystemExit(EXIT_TERMINATED)
 
     def update(self, batch: TrainingBatch | EncodedBatch, losses: Callable[[], Tensor]) -> None:
         """Compute per-sample losses and their gradient; after `accumulation` batches, step.
@@ -282,12 +283,11 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """End the run: metrics are written out, signals act as before."""
+        """End the run: metrics are written out."""
         # The process group stays: the process may train something else (`ablations`).
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()
-        signal.signal(signal.SIGTERM, self._old_handler)
 
     def _find_checkpoint(self) -> Path | None:
         resume, latest = self.settings.resume, self.checkpoints.latest()
@@ -321,13 +321,8 @@ class TrainingRun:
             _log.warning("%s has no random state for rank %d: from the seed", path, self.rank)
         _log.info("Continuing %s", path)
 
-    def _listen_for_termination(self) -> None:
-        def terminate(_number: int, _frame: object) -> None:
-            self._asked_to_stop = True
-
-        self._asked_to_stop = False
-        self._old_handler = signal.signal(signal.SIGTERM, terminate)
-        self._last_step_s = time.perf_counter()
+    def _ask_to_stop(self) -> None:
+        self._asked_to_stop = True
 
     def _mean_over_ranks(self, per_sample: Tensor, batch: TrainingBatch | EncodedBatch) -> float:
         """Mean loss of all ranks, who learn in the same exchange that one of them must stop."""
