@@ -88,7 +88,7 @@ def check_prefix(prefix: str) -> None:
             "ending."
         )
     _inside(folder_paths.get_output_directory(), prefix)
-    if refused := sorted(set(prefix) & set(_REFUSED)):
+    if refused := sorted(set(os.path.splitdrive(prefix)[1]) & set(_REFUSED)):
         raise PlaceError(
             f"The file name {prefix!r} has {' '.join(refused)} in it, which Windows has in no file "
             "name. Write one such as more4d/scene."
