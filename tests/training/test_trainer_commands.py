@@ -13,6 +13,7 @@ from training.run.settings import SettingsError
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 
 NO_DATA = ("--data.train", "NEW")
+RANDOM = ("--weights.from-scratch",)
 SEEDS = ("--data.train", "procedural", "--data.validation", "None", "--run.precision", "fp32")
 
 
@@ -39,7 +40,7 @@ def _raiser(error: BaseException):
         (("train_strag", "tiny", *SEEDS, "--weights.wan-vae", "FILE"), "FILE is"),
         (("train_vism", "tiny", *SEEDS, "--weights.base", "NEW"), "NEW"),
         (("encode", "strag", "tiny", *SEEDS), "data.encoded is None"),
-        (("encode", "vism", "tiny", *NO_DATA, "--data.encoded", "NEW"), "NEW is not there."),
+        (("encode", "vism", "tiny", *NO_DATA, *RANDOM, "--data.encoded", "NEW"), "NEW is not"),
         (("ablations", "tiny", *SEEDS, "--ablation.no-depth-latent"), "leaves depth-latent out"),
         (("train_geo4d", "tiny", "--weights", "NEW", "--run.output", "OUT"), "NEW does not exist"),
         (("train_geo4d_points", "tiny", "--weights", "FILE", "--run.output", "OUT"), "FILE is"),
