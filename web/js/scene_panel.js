@@ -104,7 +104,7 @@ export class ScenePanel {
   }
 
   failed(error, url) {
-    if (error instanceof RangeError) return this.message(text("tooLarge"));
+    if (error instanceof RangeError) return this.message(text("tooLarge"), this.keepButton());
     const isGone = error instanceof ViewFileError && /HTTP 40[34]/.test(error.message);
     if (isGone) return this.message(text("gone"), this.runButton());
     const isLost = error instanceof TypeError;
@@ -125,6 +125,13 @@ export class ScenePanel {
     const run = make("button", { type: "button", textContent: text("runNode") });
     run.addEventListener("click", () => this.on.runNode());
     return run;
+  }
+
+  keepButton() {
+    if (!this.view.scene) return "";
+    const keep = make("button", { type: "button", textContent: text("keep") });
+    keep.addEventListener("click", () => this.message(""));
+    return keep;
   }
 
   /** Draw a camera path; see SceneView.setPath. */

@@ -61,7 +61,12 @@ export class SceneView {
 
   /** Show a scene. The view stays where it is unless this is the first one, or another. */
   setScene(scene, { keepView = false } = {}) {
-    this.graphics.setScene(scene);
+    try {
+      this.graphics.setScene(scene);
+    } catch (error) {
+      if (this.scene) this.graphics.setScene(this.scene); // what was shown stays
+      throw error;
+    }
     this.scene = scene;
     if (!keepView || !this.pose) this.reset();
     this.setFrame(Math.min(this.frame, this.numFrames - 1));

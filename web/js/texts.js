@@ -46,7 +46,7 @@ addTexts({
     noWebGL: "This browser does not offer WebGL2 here, so the scene cannot be shown. Switch on "
       + "hardware acceleration, or close other 3D pages. Everything else works without it.",
     lostContext: "The browser took the graphics memory back. It returns as soon as there is some.",
-    tooLarge: "The graphics card has no memory for so many points.",
+    tooLarge: "The graphics card has no memory for so many points.", keep: "Keep fewer",
     empty: "The scene has no points.",
     some: "{shown} of {all} points", everything: "All {all} points",
     someTip: "One pixel of {stride} each way",
@@ -86,7 +86,7 @@ addTexts({
     gone: "主机上已没有此场景，请重新运行工作流。",
     noWebGL: "此浏览器在这里不提供 WebGL2，无法显示场景。请开启硬件加速或关闭其他 3D 页面。其余功能不受影响。",
     lostContext: "浏览器收回了显存；一有空闲显存便会恢复。",
-    tooLarge: "显卡内存不足，无法容纳这么多点。",
+    tooLarge: "显卡内存不足，无法容纳这么多点。", keep: "保留较少的点",
     empty: "场景中没有点。",
     some: "{all} 个点中的 {shown} 个", everything: "全部 {all} 个点",
     someTip: "横竖每 {stride} 个像素取一个",

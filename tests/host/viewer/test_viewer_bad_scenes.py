@@ -33,6 +33,21 @@ def test_a_scene_without_points_says_so(panel, put, loose_points):
     tab.evaluate("() => { window.panel.view.setFrame(2); window.panel.view.drawNow() }")
 
 
+def test_where_memory_is_short_the_scene_that_is_shown_stays(panel, put, small_scene, shown):
+    tab = panel(put("some", small_scene, stride=2), put("all", small_scene))
+    before = shown(tab)
+    tab.evaluate(
+        """() => { const { gl } = window.panel.view.graphics; let times = 0;
+        gl.getError = () => (times++ ? gl.NO_ERROR : gl.OUT_OF_MEMORY) }"""
+    )
+    tab.click("[data-action=full]")
+    assert "no memory for so many points" in note(tab)
+    tab.click(".more4d-note button")
+    assert not tab.is_visible(".more4d-note")
+    assert tab.is_visible("[data-action=full]")
+    np.testing.assert_array_equal(shown(tab), before)
+
+
 def test_a_single_point_is_drawn(panel, put, loose_points, shown):
     tab = panel(put("one", loose_points(torch.tensor([[[0.0, 0.0, 2.0]]]))))
     assert (shown(tab).min(-1) > 200).sum() >= 1
