@@ -61,8 +61,8 @@ def _global_state() -> dict[str, object]:
     for kernel in ("flash", "mem_efficient", "math", "cudnn"):
         state[f"{kernel} attention"] = getattr(torch.backends.cuda, f"{kernel}_sdp_enabled")()
     dispatch = sys.modules.get("diffusers.models.attention_dispatch")
-    if dispatch:
-        state["attention of diffusers"] = dispatch._AttentionBackendRegistry.get_active_backend()[0]
+    registry = dispatch and dispatch._AttentionBackendRegistry
+    state["attention of diffusers"] = registry.get_active_backend()[0] if registry else "native"
     return state
 
 
