@@ -325,7 +325,7 @@ def _server(settings: ViewSettings) -> "ViserServer":
     try:
         import viser
     except ImportError as e:
-        raise ImportError(f'Viewing scenes needs viser: pip install "more4d[view]" ({e}).') from e
+        raise ImportError(f"Viewing scenes needs viser: pip install viser ({e}).") from e
     with redirect_stdout(io.StringIO()):  # its banner: `view` says the address itself
         return viser.ViserServer(host=settings.host, port=settings.port, verbose=False)
 

@@ -130,7 +130,7 @@ def table(results: list[VariantResult]) -> str:
         from rich.console import Console
         from rich.table import Table
     except ImportError as e:
-        raise ImportError('Tables need rich: pip install "more4d[training]"') from e
+        raise ImportError("Tables need rich: pip install rich") from e
     drawn = Table(title=f"4D-STraG after {results[0].num_steps} updates", title_justify="left")
     for index, heading in enumerate(["variant", *(column.heading for column in COLUMNS)]):
         drawn.add_column(heading, justify="right" if index else "left")

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 LOGGER = logging.getLogger(__name__)
 
@@ -17,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         set_up_logging("--debug" in arguments)
     except ImportError as e:
-        sys.stderr.write(f'The command line needs more: pip install "more4d[headless]" ({e}).\n')
+        folder = Path(__file__).parents[2]
+        sys.stderr.write(f'The command line needs more: pip install "{folder}[headless]" ({e}).\n')
         return 2
     from .commands import COMMANDS
 

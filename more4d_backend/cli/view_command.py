@@ -15,7 +15,7 @@ LOGGER = logging.getLogger(__name__)
 class View:
     """View a scene in the browser: play, fly through, filter by confidence, see the cameras.
 
-    Needs viser: pip install "more4d[view]". Ctrl+C ends it.
+    Needs viser: pip install viser. Ctrl+C ends it.
     """
 
     source: Positional[Path]

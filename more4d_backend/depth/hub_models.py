@@ -21,7 +21,7 @@ def weights_folder(source: str | os.PathLike[str], *, download: bool) -> Path:
         import huggingface_hub
     except ImportError as e:
         raise DepthProviderError(
-            f'Depth networks need huggingface_hub: pip install "more4d[headless]" ({e}).'
+            f"Depth networks need huggingface_hub: pip install huggingface_hub ({e})."
         ) from e
     try:
         folder = huggingface_hub.snapshot_download(
@@ -56,7 +56,7 @@ def load_depth_model(
         import transformers
     except ImportError as e:
         raise DepthProviderError(
-            f'Depth networks need transformers: pip install "more4d[headless]" ({e}).'
+            f"Depth networks need transformers: pip install transformers ({e})."
         ) from e
     kind = getattr(transformers, class_name)
     try:

@@ -101,7 +101,5 @@ def _host_free_bytes() -> int:
     try:
         import psutil
     except ImportError as e:
-        raise DevicePlanError(
-            "Planning memory needs psutil. Install it: pip install 'more4d[headless]'"
-        ) from e
+        raise DevicePlanError("Planning memory needs psutil. Install it: pip install psutil") from e
     return psutil.virtual_memory().available

@@ -43,7 +43,7 @@ def pose_errors(
         from evo.core.geometry import GeometryException
         from evo.core.trajectory import PosePath3D
     except ImportError as e:
-        raise ImportError(f'Pose errors need evo: pip install "more4d[evaluation]" ({e}).') from e
+        raise ImportError(f"Pose errors need evo: pip install evo ({e}).") from e
     _check(predicted, true)
     ours, theirs = (PosePath3D(poses_se3=_rigid_matrices(poses)) for poses in (predicted, true))
     try:

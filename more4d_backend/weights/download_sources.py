@@ -74,7 +74,7 @@ class HuggingFaceHub:
             from huggingface_hub import constants, errors, hf_api
         except ImportError as e:
             raise DownloadError(
-                "Downloading needs huggingface_hub. Install it: pip install 'more4d[headless]'"
+                "Downloading needs huggingface_hub. Install it: pip install huggingface_hub"
             ) from e
         self._library, self._hf_api = huggingface_hub, hf_api
         self._constants, self._errors = constants, errors

@@ -175,7 +175,7 @@ def _tower(tensors: Stored, prefix: str, unused: str) -> Any:
     except ImportError as e:
         raise ImportError(
             "Folding the context of a released Geo4D checkpoint runs its CLIP towers once, which "
-            'needs open_clip_torch: pip install "more4d[convert]" (or open_clip_torch).'
+            "needs open_clip_torch: pip install open_clip_torch."
         ) from e
     held = _under(tensors, prefix)
     words, width = held["token_embedding.weight"].shape

@@ -62,7 +62,7 @@ def test_the_mean_is_that_of_an_exact_and_a_still_prediction(folders):
 
 
 def test_a_benchmark_is_evaluated_from_scene_files(folders, capsys, tmp_path):
-    pytest.importorskip("evo", reason='pose errors need evo: pip install "more4d[evaluation]"')
+    pytest.importorskip("evo", reason="pose errors need evo: pip install evo")
     command = [
         "--benchmark",
         "tum-dynamics",

@@ -18,7 +18,7 @@ from more4d_backend.evaluation.benchmarks import (
 from more4d_backend.evaluation.tables import EvaluationError
 from more4d_backend.scene_files import save_scene
 
-pytest.importorskip("evo", reason='pose errors need evo: pip install "more4d[evaluation]"')
+pytest.importorskip("evo", reason="pose errors need evo: pip install evo")
 
 SINTEL = replace(
     BENCHMARKS["sintel"], depth_videos=("alley_1", "alley_2"), camera_videos=("alley_2",)

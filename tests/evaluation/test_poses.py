@@ -9,7 +9,7 @@ from more4d_backend.evaluation.poses import pose_errors, still_rotation_deg, str
 from more4d_backend.evaluation.tables import EvaluationError
 from more4d_backend.geometry import align_similarity, matrix_from_quaternion_wxyz, rigid
 
-evo = pytest.importorskip("evo", reason='pose errors need evo: pip install "more4d[evaluation]"')
+evo = pytest.importorskip("evo", reason="pose errors need evo: pip install evo")
 
 
 def turned(degrees: torch.Tensor) -> torch.Tensor:

@@ -86,11 +86,15 @@ def test_nothing_packed_starts_programs_or_installs(packed_files, pack_folder):
     assert packed_files.isdisjoint({"install.py", "prestartup_script.py", "uninstall.py"})
 
 
-def test_help_pages_install_from_the_packs_folder_not_whoever_takes_its_name_on_pypi(pack_folder):
-    pages = list((pack_folder / "web" / "docs").rglob("*.md"))
-    assert len(pages) > 50
-    for page in pages:
-        assert "more4d[" not in page.read_text(encoding="utf-8"), page
+def test_nobody_is_told_to_install_whatever_takes_the_packs_name_on_pypi(pack_folder):
+    told = [pack_folder / "README.md"]
+    for folder in ("web/docs", "docs", "nodes", "more4d_backend", "training", "benchmarks"):
+        told += [p for p in (pack_folder / folder).rglob("*") if p.suffix in (".md", ".py")]
+    assert len(told) > 300
+    for page in told:
+        text = page.read_text(encoding="utf-8")
+        assert "more4d[" not in text, page
+        assert "pip install more4d" not in text, page
 
 
 @pytest.fixture

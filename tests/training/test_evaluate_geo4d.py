@@ -22,7 +22,7 @@ from training.evaluate_geo4d import (
 )
 from training.procedural.clips import ClipSettings
 
-pytest.importorskip("evo", reason='pose errors need evo: pip install "more4d[evaluation]"')
+pytest.importorskip("evo", reason="pose errors need evo: pip install evo")
 
 GOOD = Numbers(
     rotation_of_still=0.2, ate_of_line=0.4, within=0.9, within_relative=0.95,

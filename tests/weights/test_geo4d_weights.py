@@ -253,7 +253,7 @@ def test_every_tensor_of_a_checkpoint_is_accounted_for(release, folded_by_hand, 
 def test_without_open_clip_the_pip_line_is_given(release, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
     folder = written(tmp_path / "geo4d", *release)
-    with pytest.raises(ImportError, match=r'pip install "more4d\[convert\]"'):
+    with pytest.raises(ImportError, match=r"pip install open_clip_torch"):
         convert_file(folder, tmp_path / "g.safetensors")
 
 

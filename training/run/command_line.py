@@ -59,7 +59,7 @@ def parse_config(
     try:
         import tyro
     except ImportError as e:
-        raise ImportError(f'Training needs tyro: pip install "more4d[training]" ({e}).') from e
+        raise ImportError(f"Training needs tyro: pip install tyro ({e}).") from e
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     choices = {
         name: ((recipe.__doc__ or "").strip(), recipe(Path("data"), Path("runs") / trainer))
