@@ -9,6 +9,7 @@ a timestep is 0 (clean) to 999 (noise).
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -97,19 +98,26 @@ def trailing_timesteps(num_steps: int) -> Int[Tensor, " step"]:
     return ((1 - steps / num_steps) * NUM_TRAIN_TIMESTEPS).round().long() - 1
 
 
+@cache  # a copy to a GPU waits for all that runs there
+def _tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return by timestep the factors of the clean latent and of noise, and the latent's scale."""
+    with torch.inference_mode(False):
+        alpha = alphas_cumprod()
+        signal, spread, scale = (
+            table.to(device, dtype) for table in (alpha.sqrt(), (1 - alpha).sqrt(), latent_scale())
+        )
+    return signal, spread, scale
+
+
 def noised(
     clean: Float[Tensor, "window channel frame height width"],
     noise: Float[Tensor, "window channel frame height width"],
     timestep: Int[Tensor, " window"],
 ) -> NoisedLatent:
     """Add noise to clean latents for training, each window at its own timestep."""
-
-    def at_timestep(table: Tensor) -> Tensor:
-        return table.to(clean.device, clean.dtype)[timestep].view(-1, 1, 1, 1, 1)
-
-    alpha = alphas_cumprod()
-    signal, spread = at_timestep(alpha.sqrt()), at_timestep((1 - alpha).sqrt())
-    scaled = clean * at_timestep(latent_scale())
+    tables = _tables(clean.device, clean.dtype)
+    signal, spread, scale = (table[timestep].view(-1, 1, 1, 1, 1) for table in tables)
+    scaled = clean * scale
     return NoisedLatent(
         noisy=signal * scaled + spread * noise, velocity=signal * noise - spread * scaled
     )

@@ -169,6 +169,9 @@ def test_settings_that_cannot_be_are_refused():
     for name in ("vae_clips", "unet_windows"):
         with pytest.raises(SettingsError, match=f"{name} is 0"):
             replace(SMALL, **{name: 0})
+    for others in ({}, {"device": "cuda", "compile": True}):
+        with pytest.raises(SettingsError, match="cuda_graphs is on"):
+            replace(SMALL, cuda_graphs=True, **others)
     with pytest.raises(SettingsError, match="held out"):
         replace(SMALL, seed=900)
     with pytest.raises(SettingsError, match="rising shares"):

@@ -121,6 +121,10 @@ class TinyGeo4DTraining:
     compile: bool = False
     """Compile the UNet: a minute or two slower to start, faster per update."""
 
+    cuda_graphs: bool = False
+    """Record the UNet's kernels and replay them: for a network this small, to launch each of them
+    takes longer than to run it. Not with `compile`."""
+
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:
             raise SettingsError(f"minutes is {self.minutes}; expected more than 0, or none.")
@@ -131,6 +135,12 @@ class TinyGeo4DTraining:
             raise SettingsError(
                 f"seed is {self.seed}; expected 0 to {HELD_OUT // SEEDS_APART - 1}: the clips "
                 "beyond are held out."
+            )
+
+        if self.cuda_graphs and (self.compile or torch.device(self.device).type != "cuda"):
+            raise SettingsError(
+                f"cuda_graphs is on, device is {self.device} and compile {self.compile}; expected "
+                "a CUDA device, and no compile."
             )
 
     def check_clips(self, size: Geo4DSize) -> None:
@@ -153,7 +163,12 @@ class TinyGeo4DTraining:
     def autocast(self) -> torch.autocast:
         """Compute in bfloat16 inside, where the settings say so."""
         device = torch.device(self.device).type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(
+            device,
+            torch.bfloat16,
+            enabled=self.precision == "bf16",
+            cache_enabled=not self.cuda_graphs,  # what is recorded must cast weights anew
+        )
 
     @property
     def updates(self) -> Updates:

@@ -48,6 +48,9 @@ def train_unet(
     if training.compile:
         # Not in place: what is measured on the way has other sizes, which would be compiled, too.
         objective.unet = cast("Geo4DUNet", torch.compile(objective.unet))
+    if training.cuda_graphs:
+        with training.autocast():
+            _record(networks, pool, training.unet_windows)
     variance = pool.variance()
     said = ", ".join(f"{name} {variance[part].mean():.3f}" for name, part in CHANNELS.items())
     _log.info("Windows differ in variance: %s", said)
@@ -68,7 +71,9 @@ def train_unet(
         last = times == _LAST
         floor = torch.where(last, _SMALLEST_VARIANCE, _SMALLEST_ON_THE_WAY)[:, None]
         relative = errors / torch.maximum(variance, floor)
-        unexplained = (errors[last].mean(0) / (scale * variance)).detach()
+        # Not errors[last]: to choose by a mask waits for the device.
+        at_last = (errors * last[:, None]).sum(0) / last.sum()
+        unexplained = (at_last / (scale * variance)).detach()
         told = {n: unexplained[part].mean() for n, part in CHANNELS.items() if shown[part].all()}
         return {"loss": relative[:, shown].mean()} | told
 
@@ -77,6 +82,19 @@ def train_unet(
     steps = optimize(parameters, losses, training.updates, box, "UNet", at_quarters)
     networks.eval()
     return steps
+
+
+def _record(networks: Geo4DNetworks, pool: LatentPool, num_windows: int) -> None:
+    """Record the kernels of the UNet in training and of its gradient; in place.
+
+    From then on it replays them, for as many windows at a time; in evaluation it runs as before.
+    """
+    some = torch.zeros(num_windows, dtype=torch.long, device=pool.video.device)
+    latents = torch.cat([pool.geometry[some], pool.video[some]], dim=1).float()
+    context = networks.context.detach().clone().requires_grad_()
+    networks.unet.train()
+    torch.cuda.make_graphed_callables(networks.unet, (latents, some, context, some))
+    _log.info("The UNet's kernels are recorded for %d windows", num_windows)
 
 
 def drawn_timesteps(
