@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from more4d_backend.camera_paths import PathSettings, scene_path
+from more4d_backend.devices.triton_support import triton_runs
 from more4d_backend.rendering import RenderOutput, RenderSettings, gsplat_cuda, hole_mask, render
 from more4d_backend.rendering import reference as reference_renderer
 from more4d_backend.rendering import splat as splat_renderer
@@ -125,7 +126,7 @@ def time_modes(watch: Stopwatch, scene: Scene4D, path: Cameras, chunk: int | Non
         settings = RenderSettings(mode=mode, chunk_frames=chunk)
         watch.time(mode, lambda settings=settings: render(scene, path, settings))
     device = scene.points.positions.device
-    if device.type == "cuda" and reference_renderer.triton_available(device):
+    if device.type == "cuda" and triton_runs(reference_renderer.DRAWN, device):
         watch.time("nearest, plain torch", lambda: nearest_plain(scene, path))
     alpha = render(scene, path).alpha
     watch.time("hole mask", lambda: hole_mask(alpha))

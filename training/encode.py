@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from more4d_backend.wan.rms_norm import fuse_norms
 from more4d_backend.wan.whole_clip import run_whole_clips
 
 from . import networks
@@ -57,9 +58,9 @@ def encode(config: StragConfig | VismConfig) -> Path:
     else:
         given, novel = VismGiven.load(config, device), config.holes.novel > 0
     if config.size == "tiny":  # whose clips fit into memory whole
-        run_whole_clips(given.vae)
+        fuse_norms(run_whole_clips(given.vae))
         if isinstance(given, StragGiven):
-            run_whole_clips(given.motion_vae.vae)
+            fuse_norms(run_whole_clips(given.motion_vae.vae))
     drawn = replace(config, data=replace(config.data, encoded=None))
     dataset = training_samples(drawn.data, device, novel_views=novel)
     loader = TrainingLoader.of_run(dataset, drawn, 0, 1)

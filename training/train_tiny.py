@@ -35,6 +35,7 @@ from more4d_backend.tiny.writing import (
     write_embedded,
 )
 from more4d_backend.wan.latents import decode_video, encode_video
+from more4d_backend.wan.rms_norm import fuse_norms
 from more4d_backend.wan.whole_clip import run_whole_clips
 from more4d_backend.weights.kinds import WeightKind
 from more4d_backend.weights.model_loading import load_motion_vae, load_wan_vae
@@ -180,6 +181,9 @@ def train_vaes(training: TinyTraining) -> None:
         return _crop_losses(model, pool, generator, _crops(progress, long_share, generator))
 
     _run_whole_clips(model)
+    if training.fused_norms and not training.compile:
+        for vae in (model.rgb, model.motion.vae):
+            fuse_norms(vae)
     if generator.device.type == "cuda":
         trial = torch.Generator(training.device).manual_seed(0)
         with training.autocast():

@@ -5,17 +5,11 @@ kernels of `group_norm_triton` take them as they lie, where triton can be used a
 asked for.
 """
 
-import logging
-import os
-import shutil
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_log = logging.getLogger(__name__)
+from ..devices.triton_support import triton_runs
 
 
 def group_norm(
@@ -54,19 +48,4 @@ def _fused(values: Tensor, weight: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad):
         return False
-    return _triton_available(values.device)
-
-
-@cache
-def _triton_available(device: torch.device) -> bool:
-    """Whether triton kernels run on a CUDA device; says so once."""
-    missing = None
-    if find_spec("triton") is None:
-        missing = "triton is not installed"
-    elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-        missing = "triton needs a C compiler (cc, gcc, clang or CC) and there is none"
-    elif torch.cuda.get_device_capability(device) < (8, 0):
-        missing = "triton needs a GPU of compute capability 8.0 or later for bfloat16"
-    if missing:
-        _log.info("Group norms run on %s by plain torch, which is slower: %s.", device, missing)
-    return missing is None
+    return triton_runs("Group norms run", values.device, (8, 0))

@@ -4,16 +4,13 @@ On CUDA, `nearest` is drawn by the kernels of `nearest_triton` where triton can 
 """
 
 import logging
-import os
-import shutil
 from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..devices.triton_support import triton_runs
 from ..scene import Cameras, PointMaps, Scene4D
 from . import gaussian_torch, gsplat_cuda
 from .gaussians import blended, gaussians_of
@@ -39,7 +36,8 @@ _UNASKED_SHARE = 1 / 32
 """What takes less of a CUDA device than this is rendered at once. To ask the driver and torch's
 allocator how much is free would cost a good part of the time that `nearest` needs for 49 frames."""
 _SHARE_OF_FREE = 0.6
-_FIRST_WITH_TRITON = (7, 0)
+DRAWN = "Points are drawn"
+"""For the log, where triton does not run."""
 
 
 @torch.no_grad()
@@ -112,28 +110,11 @@ def bytes_per_frame(scene: Scene4D, cameras: Cameras, mode: RenderMode) -> int:
 def nearest(points: PointFrames, cameras: Cameras) -> RenderOutput:
     """Draw each point into the one pixel that it falls on, by the fastest means of the device."""
     device = points.positions.device
-    if device.type == "cuda" and triton_available(device):
+    if device.type == "cuda" and triton_runs(DRAWN, device):
         from . import nearest_triton
 
         return nearest_triton.nearest(points, cameras)
     return nearest_plain(points, cameras)
-
-
-@cache
-def triton_available(device: torch.device) -> bool:
-    """Whether `nearest` takes the kernels of `nearest_triton` on a CUDA device; says so once."""
-    missing = None
-    if find_spec("triton") is None:
-        missing = "triton is not installed"
-    elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-        missing = "triton needs a C compiler (cc, gcc, clang or CC) and there is none"
-    elif torch.cuda.get_device_capability(device) < _FIRST_WITH_TRITON:
-        missing = "triton needs a GPU of compute capability 7.0 or later"
-    if missing:
-        log.info("Points are drawn on %s by plain torch, which is slower: %s.", device, missing)
-    else:
-        log.debug("Points are drawn on %s by triton kernels.", device)
-    return missing is None
 
 
 def nearest_plain(points: PointFrames, cameras: Cameras) -> RenderOutput:

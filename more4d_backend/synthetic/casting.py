@@ -3,37 +3,20 @@
 Axes: frame, surface (the objects, then the sky), ray (a pixel or a point).
 """
 
-import importlib.util
-import logging
-import os
-import shutil
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..devices.triton_support import triton_runs
 from ..geometry import transform_points
 from .surfaces import Shape, Surfaces, intersect, leave_sphere, shade
 
-_log = logging.getLogger(__name__)
-
+CAST = "The synthetic world is cast"
+"""For the log, where triton does not run."""
 _CPU_BUDGET, _GPU_BUDGET = 2**19, 2**27
 """Rays times surfaces at a time: what stays in a CPU's cache (measured: 19), or fills a GPU."""
-
-
-@cache
-def fused_kernels_available() -> bool:
-    """Whether CUDA tensors are cast by the kernels of `synthetic_triton`; says so once."""
-    missing = None
-    if importlib.util.find_spec("triton") is None:
-        missing = "triton is not installed"
-    elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-        missing = "triton needs a C compiler (cc, gcc, clang or CC) and there is none"
-    if missing:
-        _log.info("The synthetic world is cast by plain torch, several times slower: %s", missing)
-    return missing is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +74,7 @@ class RayCaster:
     def _fused(self, directions: Tensor) -> bool:
         """Whether the fused kernels can be used; they know neither float64 nor an endless sky."""
         single = directions.is_cuda and directions.dtype == torch.float32
-        return single and not self.endless_sky and fused_kernels_available()
+        return single and not self.endless_sky and triton_runs(CAST, directions.device)
 
     def _chunks(self, directions: Tensor) -> list[tuple[slice, slice]]:
         """Split into some frames and some rays of each at a time."""

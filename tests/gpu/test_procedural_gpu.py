@@ -53,15 +53,16 @@ def test_a_seed_means_one_sample_to_the_last_bit_on_the_gpu(settings):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_fused_kernels_do_what_the_plain_ones_do(seed, settings, monkeypatch):
+    from more4d_backend.devices.triton_support import triton_runs
     from more4d_backend.synthetic import casting as synthetic_casting
     from training.procedural.scenes import draw_scene
 
-    if not synthetic_casting.fused_kernels_available():
+    if not triton_runs(synthetic_casting.CAST, torch.device("cuda", torch.cuda.current_device())):
         pytest.skip("the fused kernels need triton and a C compiler")
     world = draw_scene(seed, settings).world
     cameras = world.cameras(9, 96, 128, device="cuda")
     fused, tracks = world.view(cameras), world.tracks(cameras)
-    monkeypatch.setattr(synthetic_casting, "fused_kernels_available", lambda: False)
+    monkeypatch.setattr(synthetic_casting, "triton_runs", lambda *_: False)
     plain, plain_tracks = world.view(cameras), world.tracks(cameras)
     same = fused.object_index == plain.object_index
     assert same.float().mean() > 0.9999

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from more4d_backend.camera_paths import PathSettings, scene_path
+from more4d_backend.devices.triton_support import triton_runs
 from more4d_backend.rendering import (
     RenderSettings,
     gaussian_torch,
@@ -75,7 +76,7 @@ def _nearest_cases(scene):
 
 
 def test_the_triton_kernels_change_no_bit_of_nearest(scene, path):
-    if not reference.triton_available(torch.device("cuda", torch.cuda.current_device())):
+    if not triton_runs(reference.DRAWN, torch.device("cuda", torch.cuda.current_device())):
         pytest.skip("the fused kernels need triton and a C compiler")
     from more4d_backend.rendering import nearest_triton
 

@@ -12,6 +12,7 @@ from more4d_backend.strag.motion_vae import (
 from more4d_backend.vism.lora import add_lora, load_lora, save_lora
 from more4d_backend.vism.pipeline import VismPipeline, VismSettings
 from more4d_backend.wan.latents import decode_video
+from more4d_backend.wan.rms_norm import norm_silu
 from more4d_backend.wan.sampling import SamplingSettings
 
 pytestmark = [
@@ -117,3 +118,21 @@ def test_a_lora_loads_onto_the_device_of_its_transformer(tmp_path):
     load_lora(wan, tmp_path / "lora.safetensors")
     placed = {(p.device.type, p.dtype) for n, p in wan.named_parameters() if "lora_" in n}
     assert placed == {("cuda", torch.bfloat16)}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("channels", [16, 64, 96])
+def test_norm_and_silu_in_one_kernel_are_those_of_the_cpu_and_so_is_the_gradient(layout, channels):
+    torch.manual_seed(0)
+    values, gradient = torch.randn(2, 3, channels, 5, 30, 41)
+    gamma = torch.randn(channels)
+
+    def computed(device):
+        laid = values.to(device).contiguous(memory_format=layout).requires_grad_()
+        factor = gamma.to(device, copy=True).requires_grad_()
+        result = norm_silu(laid, factor)
+        result.backward(gradient.to(device))
+        return [tensor.cpu() for tensor in (result, laid.grad, factor.grad)]
+
+    for ours, expected in zip(computed("cuda"), computed("cpu"), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)

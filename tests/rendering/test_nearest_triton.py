@@ -5,9 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-from more4d_backend.rendering import reference
 
 COMPARISON = """
 import torch
@@ -65,13 +62,3 @@ def test_the_fused_kernels_draw_what_plain_torch_does():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_what_keeps_the_kernels_from_running_is_logged_once(monkeypatch, caplog):
-    reference.triton_available.cache_clear()
-    monkeypatch.setattr(reference, "find_spec", lambda name: None)
-    with caplog.at_level("INFO", logger="more4d_backend.rendering"):
-        assert not reference.triton_available(torch.device("cuda:0"))
-        assert not reference.triton_available(torch.device("cuda:0"))
-    reference.triton_available.cache_clear()
-    assert caplog.text.count("triton is not installed") == 1
