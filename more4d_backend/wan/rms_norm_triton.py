@@ -61,11 +61,15 @@ def _dense(values: Tensor) -> Tensor:
 def _launch(values: Tensor) -> tuple[tuple[int, int], tuple[int, int, int], dict[str, int]]:
     samples, channels = values.shape[:2]
     places = values[0, 0].numel()
-    strides = (1, channels) if _is_channels_last(values) else (places, 1)
+    of_channel, of_place = (1, channels) if _is_channels_last(values) else (places, 1)
     padded = triton.next_power_of_2(channels)
     at_once = max(16, _NUMBERS_AT_ONCE // padded)
     grid = (samples, triton.cdiv(places, at_once))
-    return grid, (places, *strides), {"CHANNELS": channels, "PADDED": padded, "PLACES": at_once}
+    return (
+        grid,
+        (places, of_channel, of_place),
+        {"CHANNELS": channels, "PADDED": padded, "PLACES": at_once},
+    )
 
 
 def _jit(function: Callable[..., Any]) -> Any:
