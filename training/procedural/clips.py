@@ -47,6 +47,11 @@ class ClipSettings:
     turn_frames: tuple[int, int] = (6, 14)
     """After so many frames it turns back."""
 
+    lead_frames: int = 24
+    """The camera has been under way for up to so many frames before the first one that is seen, as
+    it has been where a window begins in the middle of a video: it may turn back soon, and more than
+    once, and the horizon need not be level."""
+
     pitch_share: float = 0.35
     """Most of that turn that goes up or down; the rest is to the left or right."""
 
@@ -88,23 +93,32 @@ def procedural_clip(
     scene = draw_scene(seed, settings.scene_settings())
     # Dice of its own, so that the camera does not hang on how many draws the scene took.
     dice = Dice(seed ^ 0x5EED_CA3E)
-    cameras = _cameras(scene, dice, settings).to(device)
+    lead = dice.below(settings.lead_frames + 1)
+    path = _cameras(scene, dice, settings, lead + settings.num_frames)
+    in_scene = path.frames(slice(lead, None))
     step = settings.frame_steps[dice.below(len(settings.frame_steps))]
     times = torch.arange(settings.num_frames) * step / scene.world.fps
-    view = scene.world.view(cameras, times, samples=settings.samples)
+    view = scene.world.view(in_scene.to(device), times, samples=settings.samples)
     return GeometryClip(
         name=f"procedural-clip-{seed:09d}",
         video=(view.rgb * 255).round().to(torch.uint8),
         depth=view.depth,
         # The dome of the sky has a depth, but nobody could tell it from a picture.
         valid=(view.object_index != SKY) & (view.depth <= FARTHEST_M),
-        cameras=cameras,
+        cameras=_from_the_first(in_scene).to(device),
     )
 
 
-def _cameras(scene: ProceduralScene, dice: Dice, settings: ClipSettings) -> Cameras:
+def _from_the_first(cameras: Cameras) -> Cameras:
+    """The same cameras in a world in which the first one is the identity."""
+    poses = cameras.world_to_camera.double()
+    poses = poses @ torch.linalg.inv(poses[0])
+    poses[0] = torch.eye(4)  # exactly
+    return replace(cameras, world_to_camera=poses.float())
+
+
+def _cameras(scene: ProceduralScene, dice: Dice, settings: ClipSettings, frames: int) -> Cameras:
     """Cameras that turn, turn back, and travel; that of frame 0 is the identity."""
-    frames = settings.num_frames
     rate = math.radians(dice.between(*settings.turn_deg))
     tilt = settings.pitch_share * dice.between(-1, 1)
     yaw = _there_and_back(dice, frames, settings.turn_frames) * rate * math.sqrt(1 - tilt**2)

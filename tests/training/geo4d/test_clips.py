@@ -1,5 +1,7 @@
 """Clips for Geo4D: the same images as the backend makes, and clips that fit a size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,6 +57,18 @@ def test_the_camera_turns_as_much_as_the_settings_say():
         assert angle_deg.min() > 0.9
         assert angle_deg.max() < 3.1
         assert torch.equal(clip.cameras.world_to_camera[0], torch.eye(4))
+
+
+def test_a_clip_may_begin_anywhere_on_the_path_of_its_camera():
+    def first_turn_back(seed, lead_frames):
+        settings = replace(SMALL, num_frames=8, size_hw=(16, 16), lead_frames=lead_frames)
+        poses = procedural_clip(seed, settings).cameras.world_to_camera
+        yaw = poses[:, 0, 2].diff().sign()
+        return next((frame for frame in range(1, 7) if yaw[frame] != yaw[0]), None)
+
+    seeds = range(12)
+    assert {first_turn_back(seed, 0) for seed in seeds} <= {None, 6}
+    assert len({first_turn_back(seed, 24) for seed in seeds}) >= 4
 
 
 def test_the_cameras_are_those_that_saw_the_depth(clips):
