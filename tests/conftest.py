@@ -1,8 +1,10 @@
 """Shared by all tests: run-time checks of every jaxtyping annotation, and the parity folder."""
 
+import importlib.util
 import logging
 import os
 import signal
+import subprocess
 import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -84,6 +86,28 @@ def parity_dir() -> Path:
     if not folder.is_dir():
         pytest.fail(f"MORE4D_PARITY_DIR is {value}, which is not a folder.")
     return folder
+
+
+@pytest.fixture
+def assert_interpreted():
+    """`assert_interpreted(code)`: run Python code whose triton kernels are interpreted on the CPU.
+
+    Triton decides that when it is imported, so it is a process of its own.
+    """
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+
+    def run(code: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"TRITON_INTERPRET": "1"},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+    return run
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ def train_vaes(training: TinyTraining) -> None:
         return _crop_losses(model, pool, generator, _crops(progress, long_share, generator))
 
     _run_whole_clips(model)
-    if training.fused_norms and not training.compile:
+    if not training.compile:  # the compiler joins them itself
         for vae in (model.rgb, model.motion.vae):
             fuse_norms(vae)
     if generator.device.type == "cuda":

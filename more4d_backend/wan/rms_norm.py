@@ -1,9 +1,8 @@
 """The norms of a Wan VAE together with the SiLU after each of them, for training.
 
 diffusers normalises, scales, adds nothing, and then applies SiLU, under autocast mostly in float32
-and each in a pass of its own: counted, some 50 bytes are read and written of each number, and twice
-that for the gradient. Here it is one kernel and 4 bytes, and one for the gradient, where triton
-runs.
+and each in a pass of its own over the activations. Here it is one kernel, which reads and writes
+them once, and one for the gradient, where triton runs.
 """
 
 import math

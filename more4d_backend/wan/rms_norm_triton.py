@@ -78,19 +78,31 @@ def _jit(function: Callable[..., Any]) -> Any:
 
 
 @_jit
-def _forward_kernel(
-    values, gamma, result, places, channel_stride, place_stride, smallest,
+def _tile(
+    gamma, places, channel_stride, place_stride,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    """All channels of some places of one sample."""
+    """Where all channels of this program's places lie, which of them there are, and their gamma."""
     sample = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
     channel = tl.arange(0, PADDED)
     inside = (channel[:, None] < CHANNELS) & (place[None, :] < places)
     at = sample * CHANNELS * places + channel[:, None] * channel_stride
     at += place[None, :] * place_stride
-    value = tl.load(values + at, mask=inside, other=0.0).to(tl.float32)
     factor = tl.load(gamma + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)
+    return at, inside, factor
+
+
+@_jit
+def _forward_kernel(
+    values, gamma, result, places, channel_stride, place_stride, smallest,
+    CHANNELS: tl.constexpr, PADDED: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
+    """All channels of some places of one sample."""
+    at, inside, factor = _tile(
+        gamma, places, channel_stride, place_stride, CHANNELS, PADDED, PLACES
+    )
+    value = tl.load(values + at, mask=inside, other=0.0).to(tl.float32)
     length = tl.maximum(tl.sqrt(tl.sum(value * value, axis=0)), smallest)
     root = tl.sqrt(CHANNELS * 1.0)
     normed = value / length[None, :] * root * factor[:, None]
@@ -104,15 +116,12 @@ def _backward_kernel(
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the same part, and what it adds to that of gamma."""
-    sample = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
+    at, inside, factor = _tile(
+        gamma, places, channel_stride, place_stride, CHANNELS, PADDED, PLACES
+    )
     channel = tl.arange(0, PADDED)
-    inside = (channel[:, None] < CHANNELS) & (place[None, :] < places)
-    at = sample * CHANNELS * places + channel[:, None] * channel_stride
-    at += place[None, :] * place_stride
     value = tl.load(values + at, mask=inside, other=0.0).to(tl.float32)
     arriving = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
-    factor = tl.load(gamma + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)
     length = tl.sqrt(tl.sum(value * value, axis=0))
     divisor = tl.maximum(length, smallest)
     root = tl.sqrt(CHANNELS * 1.0)

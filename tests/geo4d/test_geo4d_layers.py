@@ -1,7 +1,5 @@
 """Layers on activations with channels last."""
 
-import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,18 +70,8 @@ for shape, groups in (((2, 5, 7, 64), 8), ((3, 700, 40), 4), ((1, 4, 50, 3, 320)
 """
 
 
-def test_the_fused_group_norm_computes_what_plain_torch_does():
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    # Interpreted on the CPU, which triton decides when it is imported: a process of its own.
-    done = subprocess.run(
-        [sys.executable, "-c", COMPARISON],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_fused_group_norm_computes_what_plain_torch_does(assert_interpreted):
+    assert_interpreted(COMPARISON)
 
 
 @torch.no_grad()

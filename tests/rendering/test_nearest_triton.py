@@ -1,11 +1,3 @@
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
 COMPARISON = """
 import torch
 from dataclasses import replace
@@ -50,15 +42,5 @@ for name, points in cases.items():
 """
 
 
-def test_the_fused_kernels_draw_what_plain_torch_does():
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    # Interpreted on the CPU, which triton decides when it is imported: a process of its own.
-    done = subprocess.run(
-        [sys.executable, "-c", COMPARISON],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_fused_kernels_draw_what_plain_torch_does(assert_interpreted):
+    assert_interpreted(COMPARISON)

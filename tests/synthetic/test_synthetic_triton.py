@@ -1,11 +1,3 @@
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
 COMPARISON = """
 import torch
 from more4d_backend.synthetic import triton_kernels as synthetic_triton
@@ -37,15 +29,5 @@ for seed, setting in ((0, "room"), (1, "landscape"), (4, "room")):
 """
 
 
-def test_the_fused_kernels_compute_what_plain_torch_does():
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    # Interpreted on the CPU, which triton decides when it is imported: a process of its own.
-    done = subprocess.run(
-        [sys.executable, "-c", COMPARISON],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_fused_kernels_compute_what_plain_torch_does(assert_interpreted):
+    assert_interpreted(COMPARISON)

@@ -1,14 +1,8 @@
 """Norm and SiLU in one: what diffusers computes in passes, and its gradient."""
 
 import copy
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import diffusers
-import pytest
 import torch
 from torch.nn import functional as F
 
@@ -71,9 +65,9 @@ for shape in ((2, 16, 3, 20, 31), (1, 64, 1, 5, 7), (2, 12, 2, 9, 16)):
             laid = values.contiguous(memory_format=layout)
             fused = computed(lambda v, g: NormSilu.apply(v, g, dtype), laid)
             for name, ours, theirs in zip(("result", "values", "gamma"), fused, expected):
-                near = (0.0, 0.0, 1.0)[("result", "values", "gamma").index(name)]
+                summed = 21 if name == "gamma" else 1  # over all places
                 torch.testing.assert_close(
-                    ours, theirs, atol=atol * (1 + 20 * near), rtol=rtol,
+                    ours, theirs, atol=atol * summed, rtol=rtol,
                     msg=lambda m: f"{name} {shape} {layout} {dtype}: {m}",
                 )
     turned = values.transpose(3, 4).contiguous().transpose(3, 4)  # neither layout
@@ -84,15 +78,5 @@ for shape in ((2, 16, 3, 20, 31), (1, 64, 1, 5, 7), (2, 12, 2, 9, 16)):
 """
 
 
-def test_the_kernels_compute_what_plain_torch_does_and_its_gradient():
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    # Interpreted on the CPU, which triton decides when it is imported: a process of its own.
-    done = subprocess.run(
-        [sys.executable, "-c", COMPARISON],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_kernels_compute_what_plain_torch_does_and_its_gradient(assert_interpreted):
+    assert_interpreted(COMPARISON)

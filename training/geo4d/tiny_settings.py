@@ -122,8 +122,8 @@ class TinyGeo4DTraining:
     """Compile the UNet: a minute or two slower to start, faster per update."""
 
     cuda_graphs: bool = False
-    """Record the UNet's kernels and replay them: for a network this small, to launch each of them
-    takes longer than to run it. Not with `compile`."""
+    """Record the UNet's kernels and replay them, which saves launching each of them anew. Not with
+    `compile`."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:
@@ -136,7 +136,6 @@ class TinyGeo4DTraining:
                 f"seed is {self.seed}; expected 0 to {HELD_OUT // SEEDS_APART - 1}: the clips "
                 "beyond are held out."
             )
-
         if self.cuda_graphs and (self.compile or torch.device(self.device).type != "cuda"):
             raise SettingsError(
                 f"cuda_graphs is on, device is {self.device} and compile {self.compile}; expected "

@@ -79,10 +79,6 @@ class TinyTraining:
     compile: bool = False
     """Compile the VAEs. They are half again as quick after some minutes."""
 
-    fused_norms: bool = True
-    """Norms of the VAEs and what follows them in one kernel, where triton runs; not with
-    `compile`."""
-
     must_fall: tuple[str, float, int] | None = None
     """(part of the loss, bound, updates): stop with an error where it is not below by then."""
 
