@@ -83,7 +83,7 @@ def fill_pinholes(output: RenderOutput, max_area_px: int) -> RenderOutput:
     filled = to_fill & (known > 0)
     values = values.movedim(1, -1)
     return RenderOutput(
-        rgb=torch.where(filled[..., None], values[..., :3], output.rgb),
+        rgb=torch.where(filled[..., None], values[..., :3].clamp(max=1), output.rgb),
         depth=torch.where(filled, values[..., 3], output.depth),
         alpha=output.alpha.masked_fill(filled, 1.0),
     )

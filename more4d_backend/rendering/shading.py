@@ -83,6 +83,7 @@ def between_points(
     ):
         rgb.addcmul_(colors.at_point(point), weight[..., None])
         depth.addcmul_(view.depth.gather(1, point), weight)
+    rgb.clamp_(max=1)  # the four shares may add up to a rounding more than 1
     return RenderOutput(
         rgb=rgb.view(*size, 3), depth=depth.view(size), alpha=covered.to(rgb.dtype).view(size)
     )

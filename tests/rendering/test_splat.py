@@ -15,7 +15,7 @@ from more4d_backend.geometry import (
     transform_points,
     unproject,
 )
-from more4d_backend.rendering import RenderSettings, render
+from more4d_backend.rendering import RenderSettings, fill_pinholes, render
 from more4d_backend.rendering import splat as splat_module
 from more4d_backend.rendering.shading import at_points
 from more4d_backend.scene import Cameras, PointMaps, PointTracks, Scene4D
@@ -138,6 +138,15 @@ def test_a_footprint_shows_a_piece_of_picture_not_a_flat_colour(plane, view, mon
     # Measured: 36.9 to 41.4 dB, and 20.8 to 25.9 dB with the winner's own colour.
     assert psnr(output.rgb[0], texture(hit), where) > 36
     assert psnr(flat.rgb[0], texture(hit), where) < 28
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_white_stays_white_and_not_a_rounding_above(view):
+    depth = plane_depth(camera(), PLANES["slanted"])
+    scene = lifted(depth, torch.ones(HEIGHT, WIDTH, 3))
+    output = render(scene, VIEWS[view], RenderSettings(max_footprint_px=100.0))
+    assert output.rgb.max() == 1
+    assert fill_pinholes(output, 50).rgb.max() == 1
 
 
 def box_before_wall(near: float = 1.5, far: float = 3.0) -> torch.Tensor:
