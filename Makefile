@@ -36,7 +36,7 @@ endif
 	@echo "Look at $(DEMO): $(CAMERA:%=%.mp4) contact-sheet.png scene.safetensors"
 
 GENERATE = $(BIN)/python -m more4d_backend generate --model embedded --device cpu \
-    $(CAMERA:%=--camera %) --amplitude 0.3 --output $(DEMO)
+    $(CAMERA:%=--camera %) --amplitude 0.15 --paste-known-pixels --feather-px 2 --output $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup

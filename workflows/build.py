@@ -89,14 +89,16 @@ def tiny_video(
     scene = _tiny_scene(
         graph, example, num_frames=num_frames, height=height, width=width, steps=steps, seed=seed
     )
-    camera = graph.add("More4DCameraPreset", 4, scene=scene, num_frames=num_frames, amplitude=0.3)
+    camera = graph.add("More4DCameraPreset", 4, scene=scene, num_frames=num_frames, amplitude=0.15)
     render = graph.add("More4DRender", 4, scene=scene, camera_path=camera["camera_path"])
     model = _vism_model(
         graph, 5, "more4d_tiny_vism.safetensors", "more4d_tiny_vism_lora.safetensors", 1.0
     )
     text = [n["conditioning"] for n in graph.nodes if n.type == "More4DTinyTextEncode"]
     vae = next(n for n in graph.nodes if n.type == "VAELoader")["vae"]
-    video = _filled(graph, 6, render, model, vae, text, steps=steps, cfg=1.5, seed=seed)
+    video = _filled(
+        graph, 6, render, model, vae, text, steps=steps, cfg=1.5, seed=seed, feather_px=2
+    )
     _saved(graph, 8, video, "more4d/tiny", fps=render["fps"])
     graph.groups |= {0: "1. Picture and text", 1: "2. Motion", 4: "3. Camera", 5: "4. Fill holes"}
 
@@ -152,7 +154,7 @@ def _vism_model(graph, column, name, lora, strength, models=((), ())):
     return shift["model"]
 
 
-def _filled(graph, column, render, model, vae, text, *, steps, cfg, seed, clip=None):
+def _filled(graph, column, render, model, vae, text, *, steps, cfg, seed, feather_px=8, clip=None):
     extra = {} if clip is None else {"clip_vision_output": clip}
     condition = graph.add(
         "More4DVismConditioning", column, model=model, positive=text[0], negative=text[1],
@@ -162,7 +164,7 @@ def _filled(graph, column, render, model, vae, text, *, steps, cfg, seed, clip=N
     decoded = graph.add("VAEDecode", column + 1, samples=latent, vae=vae)
     pasted = graph.add(
         "More4DPasteBack", column + 1, known=render["image"], filled=decoded["image"],
-        holes=render["holes"],
+        holes=render["holes"], feather_px=feather_px,
     )  # fmt: skip
     return pasted["image"]
 

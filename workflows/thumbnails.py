@@ -1,8 +1,10 @@
 """The pictures beside the workflows: real renders of procedural scenes along real camera paths.
 
-python -m workflows.thumbnails
+make demo  # makes the video
+python -m workflows.thumbnails out/demo/orbit-left.mp4
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -10,11 +12,13 @@ from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from more4d_backend.camera_paths import PathSettings, scene_path, scene_scale
 from more4d_backend.camera_paths.keyframes import cameras_from_keyframes, keyframes_from_json
 from more4d_backend.camera_paths.preview import draw_path
 from more4d_backend.files import replacing
+from more4d_backend.files.videos import load_video
 from more4d_backend.rendering import RenderSettings, render
 from more4d_backend.rendering.settings import RenderMode
 from more4d_backend.scene import Cameras, Scene4D
@@ -31,12 +35,12 @@ _HOLE = torch.tensor([0.93, 0.93, 0.96])
 Panel = Float[Tensor, "height width 3"]
 
 
-def main() -> None:
+def main(demo_video: Path) -> None:
     """Write one .jpg for every workflow."""
     boxes, worm = demo_scene(900_000_028).truth, demo_scene(900_000_049).truth
     still = worm.frames([0])
     write("image-to-4d-video", orbit(worm, (0, 16, 32, 48)))
-    write("image-to-4d-video-tiny", orbit(boxes, (0, 16, 32, 48)))
+    write("image-to-4d-video-tiny", filmed(demo_video, (0, 16, 32, 48)))
     path = scene_path("arc-right", still, _FRAMES, settings=PathSettings(amplitude=_AMPLITUDE))
     write("host-geometry-to-video", path_and_views(still, path))
     scale, keyframes = scene_scale(still), keyframes_from_json(KEYFRAMES, "KEYFRAMES")
@@ -65,6 +69,14 @@ def orbit(scene: Scene4D, frames: tuple[int, ...]) -> list[Panel]:
     return [seen(scene, "orbit-left", frame) for frame in frames]
 
 
+def filmed(video: Path, frames: tuple[int, ...]) -> list[Panel]:
+    """Return frames of a video."""
+    rgb, _ = load_video(video)
+    pictures = rearrange(rgb[list(frames)], "f h w c -> f c h w")
+    larger = interpolate(pictures, _PANEL_HW, mode="bicubic")
+    return list(rearrange(larger, "f c h w -> f h w c"))
+
+
 def seen(scene: Scene4D, preset: str, frame: int, *, mode: RenderMode = "splat") -> Panel:
     """Return one frame of a camera path; holes are nearly white."""
     path = scene_path(preset, scene, _FRAMES, settings=PathSettings(amplitude=_AMPLITUDE))
@@ -88,4 +100,4 @@ def write(name: str, panels: list[Panel]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
