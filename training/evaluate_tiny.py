@@ -191,5 +191,5 @@ def evaluate_tiny(told: TinyEvaluation) -> list[EvaluationReport]:
 if __name__ == "__main__":
     import tyro
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     exit_with(lambda: int(any(r.failures for r in evaluate_tiny(tyro.cli(TinyEvaluation)))))

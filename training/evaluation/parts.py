@@ -69,6 +69,7 @@ def evaluated(
         except ValueError as e:  # a prediction that cannot be used; errors of the program pass
             _log.warning("%s failed: %s", sample.name, e)
             results.append((sample.name, str(e)))
+        _log.info("%d. %s", len(results), sample.name)
     tables = dict.fromkeys(
         t for _, result in results if not isinstance(result, str) for t in result
     )
