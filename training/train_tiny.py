@@ -1,9 +1,10 @@
-"""Train the embedded parts that the three trainers take as given: RGB VAE and depth network.
+"""Train the embedded parts that the three trainers take as given: VAEs, depth, and first the text.
 
     python -m training.train_tiny draw --output runs/tiny --count 8000
     python -m training.train_tiny vae --output runs/tiny --minutes 10 --compile
     python -m training.train_tiny vae --start runs/tiny --seed 2 --output runs/longer --minutes 10
     python -m training.train_tiny depth --output runs/tiny --minutes 3
+    python -m training.train_tiny text --output runs/tiny
     python -m training.train_tiny embed --name strag --source S.safetensors --recipe "..."
 
 `draw` draws pictures on the CPU's cores, once for everything that learns from them; the others read
@@ -52,6 +53,7 @@ from .run.settings import SettingsError
 from .targets import normalized_motion
 from .tiny.clip_pool import ClipPool
 from .tiny.loop import SEEDS_APART, Losses, TinyTraining, train_tiny
+from .tiny.text import train_text
 from .tiny.vaes import TinyVaes
 
 _log = logging.getLogger(__name__)
@@ -94,6 +96,14 @@ RECIPES = {
     ),
     "depth": TinyTraining(
         part="depth", steps=6000, batch_size=32, learning_rate=2e-3, pool_size=16_000
+    ),
+    "text": TinyTraining(
+        part="text",
+        steps=3000,
+        batch_size=64,
+        learning_rate=2e-3,
+        pool_size=20_000,
+        must_fall=("motion", 1.0, 2000),
     ),
 }
 
@@ -325,6 +335,7 @@ def _main() -> int:
         Annotated[Drawing, subcommand("draw")]
         | Annotated[TinyTraining, subcommand("vae", default=RECIPES["vae"])]
         | Annotated[TinyTraining, subcommand("depth", default=RECIPES["depth"])]
+        | Annotated[TinyTraining, subcommand("text", default=RECIPES["text"])]
         | Annotated[Embedding, subcommand("embed")]
     )
     if isinstance(told, Drawing):
@@ -333,7 +344,7 @@ def _main() -> int:
         copy_embedded(told.name, told.source, folder=told.output, recipe=told.recipe)
     else:
         detect_device(told.device)
-        {"vae": train_vaes, "depth": train_depth}[told.part](told)
+        {"vae": train_vaes, "depth": train_depth, "text": train_text}[told.part](told)
     return 0
 
 

@@ -70,6 +70,14 @@ class ByteTextModel(nn.Module):
 
     def forward(self, prompts: Sequence[str]) -> Float[Tensor, "prompt 512 text_dim"]:
         """Encode texts; tokens after a text's end are zero. A longer text than fits is cut."""
+        hidden, inside = self.read(prompts)
+        tokens = self.output(hidden) * inside[..., None]
+        return F.pad(tokens, (0, 0, 0, TEXT_TOKENS - tokens.shape[1]))
+
+    def read(
+        self, prompts: Sequence[str]
+    ) -> tuple[Float[Tensor, "prompt byte width"], Bool[Tensor, "prompt byte"]]:
+        """Return what the last layer widens to tokens, and where there is text (or its end)."""
         codes, inside = byte_codes(prompts, self.output.weight.device)
         hidden = self.embedding(codes) * inside[..., None]
         for convolution in self.convolutions:
@@ -79,8 +87,7 @@ class ByteTextModel(nn.Module):
         # Where a byte stands tells the transformer which words belong together: it finds a color
         # and looks beside it. Without, it knows for long only which words there are.
         places = _places(hidden.shape[1], hidden.shape[2], hidden.device)
-        tokens = self.output(self.norm(hidden) + places.to(hidden)) * inside[..., None]
-        return F.pad(tokens, (0, 0, 0, TEXT_TOKENS - tokens.shape[1]))
+        return self.norm(hidden) + places.to(hidden), inside
 
 
 class ByteTextEncoder:

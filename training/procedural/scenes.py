@@ -31,6 +31,8 @@ from .words import STILL, Amounts, Word
 _SKY_RADIUS_M = 40.0
 _CAMERA_HEIGHT_M = 1.55
 _FAR_WALL_M, _SIDE_WALL_M, _CEILING_M = 8.0, 3.5, 2.9  # a little inside of the smallest room
+_TRAVELS = {"left": (-1, 0, 0), "right": (1, 0, 0), "up": (0, -1, 0), "forward": (0, 0, 1)}
+"""Ways of the source camera, in its own axes."""
 _JOINTED_RADIUS = 0.1
 """Bodies of parts are made from this share of the shorter side on: their parts are thinner."""
 
@@ -292,13 +294,12 @@ def _travel(
 ) -> tuple[CameraMotion, str | None]:
     """Choose how the source camera travels, and its words."""
     moves = dice.between(0, 1) < settings.moving_camera_share
-    directions = {"left": (-1, 0, 0), "right": (1, 0, 0), "up": (0, -1, 0), "forward": (0, 0, 1)}
-    name = _one_of(dice, tuple(directions))
+    name = _one_of(dice, tuple(_TRAVELS))
     share = 0.16 * (1 + settings.speed_spread * dice.between(-1, 1))
     if not moves:
         return stage.camera, None
     speed = share * stage.distance_m / settings.duration_s
-    x, y, z = directions[name]
+    x, y, z = _TRAVELS[name]
     still = stage.camera
     return (
         CameraMotion(
@@ -307,8 +308,12 @@ def _travel(
             velocity=(x * speed, y * speed, z * speed),
             fov_rad=still.fov_rad,
         ),
-        f"the camera moves {name}",
+        _camera_phrase(name),
     )
+
+
+def _camera_phrase(name: str) -> str:
+    return f"the camera moves {name}"
 
 
 def _world(
@@ -325,6 +330,32 @@ def _world(
         camera_motion=camera,
         fps=settings.fps,
     )
+
+
+def draw_caption(seed: int, settings: ProceduralSettings) -> tuple[str, tuple[SampleObject, ...]]:
+    """Draw a caption as scenes have them, without a scene, and who does what in it.
+
+    All combinations are about equally frequent, also those that seldom fit into a picture.
+    """
+    dice = Dice(seed)
+    low, high = settings.num_actors
+    hues, actors = dice.order(len(COLORS)), []
+    for number in range(low + dice.below(high - low + 1)):
+        kind = _one_of(dice, settings.kinds)
+        taken = {actor.motion for actor in actors}
+        words = [w for w in KINDS[kind].words if w.phrase not in taken]
+        still = dice.between(0, 1) < settings.still_share or not words
+        word = STILL if still else words[dice.below(len(words))]
+        name = f"{list(COLORS)[hues[number]]} {_one_of(dice, settings.patterns)} {KINDS[kind].noun}"
+        actors.append(
+            SampleObject(
+                name=name, motion=word.phrase, family=word.family, direction=word.direction
+            )
+        )
+    travels = dice.between(0, 1) < settings.moving_camera_share
+    camera_phrase = _camera_phrase(_one_of(dice, tuple(_TRAVELS))) if travels else None
+    caption = _caption(dice, _one_of(dice, settings.settings), actors, camera_phrase)
+    return caption, tuple(actors)
 
 
 def _caption(

@@ -39,7 +39,7 @@ class DeadTrainingError(RuntimeError):
 class TinyTraining:
     """How one of the embedded parts is trained."""
 
-    part: Literal["vae", "depth"]
+    part: Literal["vae", "depth", "text"]
     """Which."""
 
     output: Path = Path("runs/tiny")
@@ -56,7 +56,7 @@ class TinyTraining:
     long as they take."""
 
     batch_size: int
-    """Pictures of one update of the depth network. The VAEs have sizes of their own."""
+    """Pictures or captions of one update. The VAEs have sizes of their own."""
 
     learning_rate: float
     """At its highest; it rises in a line and falls to nothing along half a cosine."""
@@ -74,7 +74,7 @@ class TinyTraining:
     """Processes that draw samples."""
 
     pool_size: int
-    """Videos that are drawn before training. Pictures are read from `output`."""
+    """Videos or captions that are drawn before training. Pictures are read from `output`."""
 
     compile: bool = False
     """Compile the VAEs. They are half again as quick after some minutes."""

@@ -1,0 +1,151 @@
+"""The text encoder learns to read before 4D-STraG learns from what it says.
+
+Every byte of "a red striped ball moves left" has to tell of the whole clause, so that a transformer
+that looks for something red finds at the same place where it goes. From 4D-STraG's loss alone this
+comes late: after 4119 updates a linear reader found the motion at the noun in 64 % of all clauses,
+and the colour in 18 %, which is little more than chance.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from more4d_backend.tiny.text_encoder import ByteTextModel
+from more4d_backend.tiny.writing import write_embedded
+
+from ..data.samples import SampleObject
+from ..data.sources import VALIDATION_SEED
+from ..procedural.actors import COLORS, KINDS, PATTERNS
+from ..procedural.dataset import PROCEDURAL_RECIPES
+from ..procedural.scenes import draw_caption
+from ..procedural.words import STILL
+from ..run.averaging import ParameterAverage
+from ..run.settings import SettingsError
+from .loop import SEEDS_APART, Losses, TinyTraining, train_tiny
+
+_log = logging.getLogger(__name__)
+
+_MOTIONS = sorted({word.phrase for kind in KINDS.values() for word in (*kind.words, STILL)})
+PROPERTIES: Mapping[str, Sequence[str]] = {
+    "color": list(COLORS),
+    "pattern": list(PATTERNS),
+    "noun": list(KINDS),
+    "motion": _MOTIONS,
+}
+"""What is read at every byte of a clause, and which answers there are."""
+
+_NOTHING = -100
+"""Label of bytes that belong to no clause; `cross_entropy` passes over them."""
+_NUM_HELD_OUT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """Texts, and what each byte's clause says."""
+
+    texts: tuple[str, ...]
+
+    labels: dict[str, Tensor]
+    """Property -> (text, byte) numbers of its answers; `_NOTHING` outside of clauses."""
+
+    @classmethod
+    def drawn(cls, first_seed: int, count: int) -> "Captions":
+        """Draw captions as the recipe `tiny` has them."""
+        settings = PROCEDURAL_RECIPES["tiny"]()
+        drawn = [draw_caption(seed, settings) for seed in range(first_seed, first_seed + count)]
+        longest = max(len(text) for text, _ in drawn)
+        labels = {name: torch.full((count, longest), _NOTHING) for name in PROPERTIES}
+        for number, (text, actors) in enumerate(drawn):
+            for actor in actors:
+                # Colours are given once in a caption, so that no two actors have one name.
+                start = text.lower().index(f"{actor.name} {actor.motion}")
+                end = start + len(actor.name) + 1 + len(actor.motion)
+                for name, answer in _answers(actor).items():
+                    labels[name][number, start:end] = answer
+        return cls(texts=tuple(text for text, _ in drawn), labels=labels)
+
+    def chosen(self, numbers: Tensor) -> "Captions":
+        """Return some of them."""
+        texts = tuple(self.texts[number] for number in numbers.tolist())
+        longest = max(map(len, texts))
+        labels = {name: rows[numbers, :longest] for name, rows in self.labels.items()}
+        return Captions(texts=texts, labels=labels)
+
+
+def _answers(actor: SampleObject) -> dict[str, int]:
+    said = dict(zip(("color", "pattern", "noun"), actor.name.split(), strict=True))
+    said["motion"] = actor.motion
+    return {name: PROPERTIES[name].index(said[name]) for name in PROPERTIES}
+
+
+class ClauseReader(nn.Module):
+    """The text encoder, and a linear reader of each property before its last layer.
+
+    That layer only widens, at fifty times the cost of the rest, and keeps its random values here.
+    """
+
+    def __init__(self) -> None:
+        """Make networks with random values."""
+        super().__init__()
+        self.text = ByteTextModel()
+        width = self.text.output.in_features
+        self.readers = nn.ModuleDict(
+            {name: nn.Linear(width, len(answers)) for name, answers in PROPERTIES.items()}
+        )
+
+    def forward(self, texts: Sequence[str], num_bytes: int) -> dict[str, Tensor]:
+        """Return (text, byte, answer) scores of each property for the first bytes."""
+        hidden = self.text.read(texts)[0][:, :num_bytes]
+        return {name: reader(hidden) for name, reader in self.readers.items()}
+
+    def losses(self, captions: Captions) -> Losses:
+        """Cross-entropy of each property over the bytes of clauses; `loss` is their sum."""
+        longest = captions.labels["color"].shape[1]
+        parts = {
+            name: F.cross_entropy(
+                scores.flatten(0, 1).float(), captions.labels[name].flatten().to(scores.device)
+            )
+            for name, scores in self(captions.texts, longest).items()
+        }
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+
+    @torch.no_grad()
+    def right(self, captions: Captions) -> dict[str, float]:
+        """Return the share of clauses' bytes at which each property is read right."""
+        found = {}
+        for name, scores in self(captions.texts, captions.labels["color"].shape[1]).items():
+            labels = captions.labels[name].to(scores.device)
+            found[name] = float((scores.argmax(-1) == labels)[labels != _NOTHING].float().mean())
+        return found
+
+
+def train_text(training: TinyTraining) -> None:
+    """Train the text encoder by itself; 4D-STraG's training takes it from there.
+
+    Raises:
+        SettingsError: `start` is given.
+    """
+    if training.start:
+        raise SettingsError("--start is given; the text encoder is trained from nothing alone.")
+    torch.manual_seed(training.seed)
+    model = ClauseReader().to(training.device)
+    generator = torch.Generator().manual_seed(training.seed)
+    pool = Captions.drawn(training.seed * SEEDS_APART, training.pool_size)
+    _log.info("%d captions to learn from", training.pool_size)
+
+    def losses(_progress: float, _average: ParameterAverage) -> Losses:
+        chosen = torch.randint(training.pool_size, (training.batch_size,), generator=generator)
+        return model.losses(pool.chosen(chosen))
+
+    average = train_tiny(model, losses, training, generator)
+    with average.in_use():
+        write_embedded("text_encoder", model.text, folder=training.output, recipe=training.recipe)
+        with training.autocast():
+            right = model.eval().right(Captions.drawn(VALIDATION_SEED, _NUM_HELD_OUT))
+    said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in right.items())
+    _log.info("On other captions, read right at the bytes of clauses: %s", said)
+    training.unfinished.unlink()
