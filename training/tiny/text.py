@@ -36,7 +36,7 @@ PROPERTIES: Mapping[str, Sequence[str]] = {
     "noun": list(KINDS),
     "motion": _MOTIONS,
 }
-"""What is read at every byte of a clause, and which answers there are."""
+"""What is read at every byte of a clause, in the clause's order, and which answers there are."""
 
 _NOTHING = -100
 """Label of bytes that belong to no clause; `cross_entropy` passes over them."""
@@ -77,9 +77,8 @@ class Captions:
 
 
 def _answers(actor: SampleObject) -> dict[str, int]:
-    said = dict(zip(("color", "pattern", "noun"), actor.name.split(), strict=True))
-    said["motion"] = actor.motion
-    return {name: PROPERTIES[name].index(said[name]) for name in PROPERTIES}
+    said = zip(PROPERTIES, (*actor.name.split(), actor.motion), strict=True)
+    return {name: PROPERTIES[name].index(answer) for name, answer in said}
 
 
 class ClauseReader(nn.Module):
