@@ -332,13 +332,17 @@ def _world(
     )
 
 
-def draw_caption(seed: int, settings: ProceduralSettings) -> tuple[str, tuple[SampleObject, ...]]:
+def draw_caption(
+    seed: int, settings: ProceduralSettings, *, fewest: int | None = None
+) -> tuple[str, tuple[SampleObject, ...]]:
     """Draw a caption as scenes have them, without a scene, and who does what in it.
 
     All combinations are about equally frequent, also those that seldom fit into a picture.
+    `fewest` is the least number of actors, if not that of the settings.
     """
     dice = Dice(seed)
     low, high = settings.num_actors
+    low = low if fewest is None else fewest
     hues, actors = dice.order(len(COLORS)), []
     for number in range(low + dice.below(high - low + 1)):
         kind = _one_of(dice, settings.kinds)
@@ -372,7 +376,7 @@ def _caption(
         return " ".join(sentences)
     if style == 1:
         return f"{where[0].upper()}{where[1:]}, {'; '.join(clauses)}{ending}."
-    joined = ", while ".join(["; ".join(clauses[:-1]), clauses[-1]])
+    joined = ", while ".join(filter(None, ["; ".join(clauses[:-1]), clauses[-1]]))
     return f"{joined[0].upper()}{joined[1:]} {where}{ending}."
 
 

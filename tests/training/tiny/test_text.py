@@ -38,18 +38,42 @@ def test_a_caption_names_every_actor_and_no_colour_twice():
     assert draw_caption(7, procedural_tiny()) == draw_caption(7, procedural_tiny())
 
 
+def test_a_caption_may_have_one_actor():
+    drawn = [draw_caption(seed, procedural_tiny(), fewest=1) for seed in range(40)]
+    alone = [said for said, actors in drawn if len(actors) == 1]
+    assert 3 < len(alone) < 25
+    assert not any(", while" in said or ";" in said for said in alone)
+
+
 def test_labels_are_those_of_the_clause_that_a_byte_is_in():
-    captions = Captions.drawn(100, 20)
+    captions = Captions.drawn(100, 20, shortened=False)
     for number, said in enumerate(captions.texts):
-        _, actors = draw_caption(100 + number, procedural_tiny())
+        _, actors = draw_caption(100 + number, procedural_tiny(), fewest=1)
         labels = {name: rows[number] for name, rows in captions.labels.items()}
         labelled = (labels["motion"] >= 0).sum()
         assert labelled == sum(len(f"{actor.name} {actor.motion}") for actor in actors)
         for actor in actors:
-            place = said.lower().index(actor.name)
+            place = said.index(actor.name)
             answers = {n: PROPERTIES[n][labels[n][place]] for n in PROPERTIES}
             assert f"{answers['color']} {answers['pattern']} {answers['noun']}" == actor.name
             assert answers["motion"] == actor.motion
+
+
+def test_shortened_captions_leave_words_out_and_have_no_labels_for_them():
+    full, short = Captions.drawn(0, 60, shortened=False), Captions.drawn(0, 60)
+    assert sum(map(len, short.texts)) < sum(map(len, full.texts))
+    for name in ("color", "pattern"):
+        is_clause, is_named = short.labels["motion"] >= 0, short.labels[name] >= 0
+        assert 0.5 < is_named[is_clause].float().mean() < 0.95
+        assert not is_named[~is_clause].any()
+    for number, said in enumerate(short.texts):
+        nouns, colors = (short.labels[name][number].tolist() for name in ("noun", "color"))
+        for place, noun in enumerate(nouns):
+            if noun < 0 or (place and nouns[place - 1] >= 0):
+                continue  # only where a clause begins
+            first = said[place:].split()[0]
+            assert (first in PROPERTIES["color"]) == (colors[place] >= 0)
+            assert PROPERTIES["noun"][noun] in said[place:]
 
 
 def test_some_of_the_captions_keep_their_labels():
