@@ -1,6 +1,6 @@
 """The pictures beside the workflows: real renders of procedural scenes along real camera paths.
 
-make demo  # makes the video
+make demo  # with the embedded weights: makes the video
 python -m workflows.thumbnails out/demo/orbit-left.mp4
 """
 

@@ -2,8 +2,8 @@
 
 Every byte of "a red striped ball moves left" has to tell of the whole clause, so that a transformer
 that looks for something red finds at the same place where it goes. From 4D-STraG's loss alone this
-comes late: after 4119 updates a linear reader found the motion at the noun in 64 % of all clauses,
-and the colour in 18 %, which is little more than chance.
+comes late: after thousands of updates a linear reader found the colour at the noun little more
+often than chance does.
 """
 
 import logging
@@ -41,7 +41,8 @@ PROPERTIES: Mapping[str, list[str]] = {
 """What is read at every byte of a clause, in the clause's order, and which answers there are."""
 
 _NOTHING = -100
-"""Label of bytes that belong to no clause; `cross_entropy` passes over them."""
+"""Label of bytes outside of clauses, and of what a clause leaves out; `cross_entropy` passes over
+them."""
 _NUM_HELD_OUT = 512
 
 
@@ -52,7 +53,7 @@ class Captions:
     texts: tuple[str, ...]
 
     labels: dict[str, Tensor]
-    """Property -> (text, byte) numbers of its answers; `_NOTHING` outside of clauses."""
+    """Property -> (text, byte) numbers of its answers; `_NOTHING` where there is none."""
 
     @classmethod
     def drawn(cls, first_seed: int, count: int, *, shortened: bool = True) -> "Captions":
@@ -62,7 +63,8 @@ class Captions:
         """
         settings = PROCEDURAL_RECIPES["tiny"]()
         said = [_Said.drawn(seed, settings) for seed in range(first_seed, first_seed + count)]
-        said = [each.shortened(seed) if shortened else each for seed, each in enumerate(said)]
+        if shortened:
+            said = [each.shortened(number) for number, each in enumerate(said)]
         longest = max(len(each.text) for each in said)
         labels = {name: torch.full((count, longest), _NOTHING) for name in PROPERTIES}
         for number, each in enumerate(said):
@@ -115,7 +117,7 @@ class _Said:
 class ClauseReader(nn.Module):
     """The text encoder, and a linear reader of each property before its last layer.
 
-    That layer only widens, at fifty times the cost of the rest, and keeps its random values here.
+    That layer only widens, which costs more than all the rest, and keeps its random values here.
     """
 
     def __init__(self) -> None:
