@@ -269,7 +269,7 @@ class DrawnBatches:
         latent = clip + 0.1 * self._normal(generator, whole, *shape)
         text = self._normal(generator, whole, TEXT_TOKENS, self.wan.text_dim)
         image_dim = self.wan.image_dim
-        tokens = (image_dim and self._normal(generator, whole, IMAGE_TOKENS, image_dim)) or None
+        tokens = self._normal(generator, whole, IMAGE_TOKENS, image_dim) if image_dim else None
         if isinstance(self.config, VismConfig):
             channels = self.wan.in_channels - LATENT_CHANNELS
             condition = self._normal(generator, whole, channels, *shape[1:])
