@@ -3,10 +3,12 @@
     python -m training.encode strag own --data.train D/train --data.encoded D/encoded/strag
     python -m training.encode vism tiny --data.train procedural --data.max-samples 3000 \
         --data.encoded runs/tiny/encoded/vism --run.minutes 3
+    accelerate launch --multi_gpu --num_processes 8 -m training.encode strag own ...
 
 The recipe and its settings are those of the trainer, which is then given the same `data.encoded`.
 Every sample is encoded once, with `run.batch_size` at a time, until all are or `run.minutes` are
-over; a last batch that is not full is left out. Holes for 4D-ViSM are drawn from `run.seed`.
+over; a last batch that is not full is left out. Holes for 4D-ViSM are drawn from `run.seed`. Ranks
+share the samples, and each writes files of its own.
 """
 
 import logging
@@ -44,13 +46,18 @@ def encode(config: StragConfig | VismConfig) -> Path:
     Raises:
         SettingsError: `data.encoded` is not set, or already holds files; or there is no VAE.
     """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
     folder = config.data.encoded
     if folder is None or any(folder.glob("*")):
         raise SettingsError(
             f"data.encoded is {folder}; expected an empty or a new folder for the encoded samples."
         )
     _check_vaes(config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ranks = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    ranks.wait_for_everyone()  # none writes into the folder before all have seen that it is empty
+    device = torch.device(ranks.device or "cpu")
     torch.backends.cudnn.benchmark = True  # all clips have one size
     given: StragGiven | VismGiven
     if isinstance(config, StragConfig):
@@ -63,9 +70,11 @@ def encode(config: StragConfig | VismConfig) -> Path:
             fuse_norms(run_whole_clips(given.motion_vae.vae))
     drawn = replace(config, data=replace(config.data, encoded=None))
     dataset = training_samples(drawn.data, device, novel_views=novel)
-    loader = TrainingLoader.of_run(dataset, drawn, 0, 1)
-    writer = EncodedWriter(folder, given.about, samples_per_file=_SAMPLES_PER_FILE)
-    generator = torch.Generator(device).manual_seed(config.run.seed)
+    loader = TrainingLoader.of_run(dataset, drawn, ranks.process_index, ranks.num_processes)
+    writer = EncodedWriter(
+        folder, given.about, samples_per_file=_SAMPLES_PER_FILE, rank=ranks.process_index
+    )
+    generator = torch.Generator(device).manual_seed(config.run.seed + ranks.process_index)
     start = time.perf_counter()
     for batch in _once(loader, len(dataset)):  # type: ignore[arg-type]
         batch = batch.to(device)
@@ -76,7 +85,8 @@ def encode(config: StragConfig | VismConfig) -> Path:
         if config.run.minutes is not None and seconds > 60 * config.run.minutes:
             break
     writer.flush()
-    _log.info("%s: %d samples", folder, writer.num_samples)
+    _log.info("%s: %d samples of rank %d", folder, writer.num_samples, ranks.process_index)
+    ranks.wait_for_everyone()
     return folder
 
 
@@ -102,9 +112,9 @@ def _encoded(
 
 
 def _once(loader: TrainingLoader, count: int) -> Iterator[TrainingBatch]:
-    """Yield every sample once; a last batch that is not full is left out."""
+    """Yield this rank's part of all samples; last batches that are not full are left out."""
     batches = iter(loader)
-    for _ in range(count // loader.batch_size):
+    for _ in range(count // (loader.batch_size * loader.num_ranks)):
         batch = next(batches)
         assert isinstance(batch, TrainingBatch)
         yield batch
@@ -112,12 +122,16 @@ def _once(loader: TrainingLoader, count: int) -> Iterator[TrainingBatch]:
 
 def main() -> int:
     """Run the command line."""
+    from accelerate import PartialState
+
     kinds = {"strag": StragConfig, "vism": VismConfig}
     if len(sys.argv) < 2 or sys.argv[1] not in kinds:
         raise SystemExit(__doc__)
     trainer = sys.argv[1]
     prog = f"python -m training.encode {trainer}"
-    print(encode(parse_config(trainer, kinds[trainer], sys.argv[2:], prog=prog)))
+    folder = encode(parse_config(trainer, kinds[trainer], sys.argv[2:], prog=prog))
+    if PartialState().is_main_process:
+        print(folder)
     return 0
 
 

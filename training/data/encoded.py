@@ -79,9 +79,12 @@ class EncodedBatch:
 class EncodedWriter:
     """Writes encoded samples to a folder, file after file."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], *, samples_per_file: int) -> None:
-        """Begin a folder; `about` says what trained on it must agree with."""
+    def __init__(
+        self, folder: Path, about: Mapping[str, Any], *, samples_per_file: int, rank: int = 0
+    ) -> None:
+        """Begin a folder, or a rank's part of it; what trains on it must agree with `about`."""
         self._folder, self._about, self._wanted = folder, dict(about), samples_per_file
+        self._prefix = f"encoded-{rank:03d}"
         self._batches: list[EncodedBatch] = []
         self._num_files = 0
         self.num_samples = 0
@@ -112,7 +115,8 @@ class EncodedWriter:
             "names": json.dumps([n for b in self._batches for n in b.names]),
             "captions": json.dumps([c for b in self._batches for c in b.captions]),
         }
-        with replacing(self._folder / f"encoded-{self._num_files:05d}.safetensors") as temporary:
+        path = self._folder / f"{self._prefix}-{self._num_files:05d}.safetensors"
+        with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
         self._num_files += 1
         self._batches.clear()

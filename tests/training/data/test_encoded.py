@@ -1,5 +1,8 @@
 """Encoded samples are those that a trainer would have encoded itself, and train as well."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from training.train_strag import train as train_strag
 from training.train_vism import train as train_vism
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[3]
 
 
 def _some(first=0, count=5):
@@ -86,8 +90,8 @@ def test_a_folder_of_something_else_is_refused(folder, tmp_path):
     with pytest.raises(FileFormatError, match="kind is 'strag', expected 'vism'"):
         EncodedSamples(folder).check({"kind": "vism"})
     EncodedSamples(folder).check({"kind": "strag"})
-    (folder / "encoded-00001.safetensors").write_bytes(b"nothing")
-    with pytest.raises(FileFormatError, match="encoded-00001"):
+    (folder / "encoded-000-00001.safetensors").write_bytes(b"nothing")
+    with pytest.raises(FileFormatError, match="encoded-000-00001"):
         EncodedSamples(folder)
 
 
@@ -173,3 +177,38 @@ def test_drawn_pictures_are_a_data_set_to_encode(small, encoded_in, tmp_path):
     samples = EncodedSamples(encode(config))
     assert len(samples) == 4
     assert all(samples.batch([0, 1, 2, 3]).captions)
+
+
+def _encode_on(ranks: int, pictures: Path, output: Path) -> EncodedSamples:
+    told = ["-m", "training.encode", "strag", "tiny", "--weights.from-scratch"]
+    told += ["--data.size.num-frames", "5", "--data.size.height", "32", "--data.size.width", "32"]
+    told += ["--data.train", str(pictures), "--data.encoded", str(output), "--run.batch-size", "1"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    done = subprocess.run(
+        [sys.executable, *(launcher if ranks > 1 else []), *told],
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(output)]
+    return EncodedSamples(output)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="torch.distributed on Windows lacks this launcher")
+def test_two_ranks_encode_every_sample_once_and_as_one_rank_does(tmp_path):
+    settings = replace(procedural_tiny(), size=SampleSize(num_frames=5, height=32, width=32))
+    (tmp_path / "pictures").mkdir()
+    draw_pictures(settings, first_seed=0, count=4).save(tmp_path / "pictures/0.safetensors")
+    one, two = (
+        {batch.names[0]: batch for batch in _encode_on(n, tmp_path / "pictures", out).batches(1)}
+        for n, out in ((1, tmp_path / "one"), (2, tmp_path / "two"))
+    )
+    assert len(one) == 4
+    assert sorted(one) == sorted(two)
+    for name, batch in one.items():
+        assert batch.captions == two[name].captions
+        for kind, tensor in batch.tensors.items():
+            torch.testing.assert_close(two[name].tensors[kind], tensor, atol=1e-5, rtol=1e-5)
