@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.usefixtures("full_precision"),
 ]
 
-TOY = Path(__file__).parents[1] / "strag" / "test_transformer.py"
+TOY = Path(__file__).parents[1] / "strag" / "conftest.py"
 
 
 @pytest.fixture(scope="module")
