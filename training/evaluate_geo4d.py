@@ -8,7 +8,8 @@ Draws videos, reconstructs each of them as `reconstruct` does, with all modaliti
 alone and with disparity alone (the ablation of arXiv 2504.07961, table 3), and compares the scenes
 with the true ones by the protocols of `evaluate`. Prints the tables and what they come to;
 `numbers.json` in the output folder holds all of it. Videos of the same settings that are there
-already are used again, and so are scenes that the same weights made of them.
+already are used again, and so are scenes that the same weights made of them. The exit code is 1 if
+a video failed.
 """
 
 import hashlib
@@ -111,6 +112,9 @@ class Numbers:
     errors_by_sigma: tuple[float, ...] | None
     """Relative error of the fifth of pixels with the least sigma, and so on to the most."""
 
+    failed: tuple[str, ...] = ()
+    """Videos that were not reconstructed, or not compared."""
+
     @classmethod
     def of(cls, reports: Sequence[EvaluationReport]) -> "Numbers":
         """Read them off the reports of the procedural benchmark."""
@@ -129,6 +133,7 @@ class Numbers:
             constant_within=_finite(depth.mean("constant within 1.25")),
             abs_rel=_finite(depth.mean("AbsRel")),
             errors_by_sigma=tuple(known) if len(known) == len(CONFIDENCE_COLUMNS) else None,
+            failed=tuple(sorted({name for report in reports for name in report.failures})),
         )
 
     def lines(self) -> list[str]:
@@ -259,11 +264,12 @@ def _finite(value: float | None) -> float | None:
 
 
 def _main() -> int:
+    """Run the command line; 1 if a video failed with any choice of modalities."""
     import tyro
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    evaluate(tyro.cli(Geo4DEvaluation))
-    return 0
+    numbers = evaluate(tyro.cli(Geo4DEvaluation))
+    return int(any(found.failed for found in numbers.values()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The numbers of Geo4D on held-out videos: what they are read from, and what is said of them."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -130,6 +131,34 @@ def test_true_scenes_reach_everything(evaluation, monkeypatch, tmp_path):
     aims = [line for line in found.lines() if "aim" in line and "constant" not in line]
     assert len(aims) == 4
     assert all("; reached" in line for line in aims)
+
+
+@pytest.mark.parametrize(("fails_in", "status"), [(None, 0), ("all", 1), ("disparity", 1)])
+def test_the_exit_code_is_1_if_a_video_failed_and_all_is_told_first(
+    evaluation, monkeypatch, tmp_path, capsys, fails_in, status
+):
+    output = tmp_path / "numbers"
+    truth = truth_folder(replace(evaluation, output=output))
+
+    def scenes(_networks, _settings):
+        def make(true, path) -> None:
+            if path.parent.name == fails_in and true.name == "901000001":
+                raise ValueError("It cannot be reconstructed.")
+            save_scene(path, load_scene(truth / f"{true.name}.safetensors"))
+
+        return make
+
+    monkeypatch.setattr(evaluate_geo4d, "scene_maker", scenes)
+    arguments = f"--output {output} --weights {evaluation.weights} --num-videos 2 --num-frames 6 "
+    arguments += "--clips.size-hw 16 32 --clips.samples 1 --num-steps 1"
+    monkeypatch.setattr(sys, "argv", ["evaluate_geo4d", *arguments.split()])
+    assert evaluate_geo4d._main() == status
+    told = capsys.readouterr().out
+    assert ("FAILED 901000001: It cannot be reconstructed." in told) == bool(status)
+    assert "rotation RPE / still camera: all" in told.splitlines()[-1]
+    stored = json.loads((output / "numbers.json").read_text())
+    failed = {name: stored[name]["failed"] for name in ABLATIONS if stored[name]["failed"]}
+    assert failed == ({} if fails_in is None else {fails_in: ["901000001"]})
 
 
 def test_videos_turn_as_much_as_is_said_and_are_held_out(evaluation):
