@@ -13,7 +13,7 @@ from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
 from training import train_tiny_geo4d
 from training.geo4d.pools import LatentPool
-from training.geo4d.quality import WindowQuality, best_num_steps
+from training.geo4d.quality import WindowErrors, WindowQuality, best_num_steps
 from training.geo4d.tiny_settings import PhaseEnds, TinyGeo4DTraining
 from training.geo4d.tiny_unet import drawn_timesteps, train_unet
 from training.procedural.clips import ClipSettings
@@ -52,21 +52,25 @@ def test_a_small_run_writes_a_file_that_loads_and_says_what_it_measured(tmp_path
     assert "4 windows, 2 updates of the VAE, 2 of the UNet" in caplog.text
 
 
+def quality(num_steps, rotation_deg, abs_rel=0.5):
+    errors = WindowErrors(
+        rotation_rpe_deg=rotation_deg, still_rotation_rpe_deg=2.0, center=0.5,
+        abs_rel=abs_rel, within=0.5, constant_within=0.5,
+    )  # fmt: skip
+    return WindowQuality(num_steps=num_steps, errors=errors)
+
+
 @pytest.mark.parametrize("best", [1, 5])
 def test_the_file_says_the_steps_that_were_better_on_held_out_clips(tmp_path, monkeypatch, best):
     def measured(_networks, _batches):
         errors_deg = {None: 0.1, 1: 3.0, 5: 3.0} | {best: 2.0}
-        return [WindowQuality(num_steps=n, columns=(e,) * 6) for n, e in errors_deg.items()]
+        return [quality(num_steps, error_deg) for num_steps, error_deg in errors_deg.items()]
 
     monkeypatch.setattr(train_tiny_geo4d, "measured_quality", measured)
     assert load_geo4d(train(replace(SMALL, output=tmp_path))).num_steps == best
 
 
 def test_of_two_numbers_of_steps_the_one_with_less_error_of_rotations_is_best():
-    def quality(num_steps, rotation_deg, abs_rel):
-        columns = (rotation_deg, 2.0, 0.5, abs_rel, 0.5, 0.5)
-        return WindowQuality(num_steps=num_steps, columns=columns)
-
     true = quality(None, 0.01, 0.01)
     assert best_num_steps([true, quality(1, 1.0, 0.4), quality(5, 2.0, 0.1)]) == 1
     assert best_num_steps([true, quality(1, 2.0, 0.1), quality(5, 1.0, 0.4)]) == 5

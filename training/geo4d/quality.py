@@ -3,8 +3,9 @@
 The whole path, alignment included, is measured by `evaluate`; this is for trainers, in seconds.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -26,12 +27,34 @@ from .objectives import geometry_latents, video_latents
 MEASURED_STEPS = (1, 5)
 """Denoising steps that are tried: networks of few parameters may be better at one step."""
 
-_COLUMNS = (
-    "rotation RPE {0:.2f} deg (still camera {1:.2f})",
-    "centres off by {2:.2f} of their spread",
-    "AbsRel {3:.3f}",
-    "delta<1.25 {4:.3f} (constant depth {5:.3f})",
-)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowErrors:
+    """Of one window, or the mean over several."""
+
+    rotation_rpe_deg: float
+    """Error of frame-to-frame rotations."""
+
+    still_rotation_rpe_deg: float
+    """The same of a camera that stands still."""
+
+    center: float
+    """Error of the cameras' centres after a similarity, over their spread."""
+
+    abs_rel: float
+    """Mean relative error of depth."""
+
+    within: float
+    """Share of depth within 1.25."""
+
+    constant_within: float
+    """The same of the best constant depth."""
+
+    @classmethod
+    def mean(cls, errors: Sequence["WindowErrors"]) -> "WindowErrors":
+        """Return the mean of each."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: fmean(getattr(e, name) for e in errors) for name in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,23 +64,26 @@ class WindowQuality:
     num_steps: int | None
     """Denoising steps; None: true latents, decoded."""
 
-    columns: tuple[float, ...]
-    """As the line names them."""
-
-    @property
-    def rotation_rpe_deg(self) -> float:
-        """Error of frame-to-frame rotations."""
-        return self.columns[0]
+    errors: WindowErrors
+    """The mean."""
 
     def line(self) -> str:
         """Tell it."""
         name = "true latents" if self.num_steps is None else counted(self.num_steps, "step")
-        return f"{name}: " + "; ".join(_COLUMNS).format(*self.columns)
+        e = self.errors
+        return (
+            f"{name}: rotation RPE {e.rotation_rpe_deg:.2f} deg "
+            f"(still camera {e.still_rotation_rpe_deg:.2f}); "
+            f"centres off by {e.center:.2f} of their spread; AbsRel {e.abs_rel:.3f}; "
+            f"delta<1.25 {e.within:.3f} (constant depth {e.constant_within:.3f})"
+        )
 
 
 def best_num_steps(measured: Iterable[WindowQuality]) -> int:
     """Return the denoising steps with the least error of rotations, of equal ones the fewest."""
-    sampled = [(q.rotation_rpe_deg, q.num_steps) for q in measured if q.num_steps is not None]
+    sampled = [
+        (q.errors.rotation_rpe_deg, q.num_steps) for q in measured if q.num_steps is not None
+    ]
     return min(sampled)[1]
 
 
@@ -66,31 +92,29 @@ def measured_quality(
     networks: Geo4DNetworks, batches: Iterable[GeometryBatch]
 ) -> list[WindowQuality]:
     """Measure the VAE alone (true latents), and 1 and 5 steps of sampling."""
-    rows: dict[int | None, list[Tensor]] = {None: [], **{steps: [] for steps in MEASURED_STEPS}}
+    errors: dict[int | None, list[WindowErrors]] = {steps: [] for steps in (None, *MEASURED_STEPS)}
     for batch in batches:
         batch = replace(batch, depth=batch.depth.float()).to(networks.device)
         video = video_latents(networks.vae, batch.pictures())
         true = geometry_latents(networks.vae, batch.images())
-        rows[None].append(_of_batch(networks, batch, true))
+        errors[None].extend(_of_batch(networks, batch, true))
         noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
         for steps in MEASURED_STEPS:
             settings = SamplingSettings(num_steps=steps)
             sampled = sample_latents(networks, video, noise, settings=settings)
-            rows[steps].append(_of_batch(networks, batch, sampled))
+            errors[steps].extend(_of_batch(networks, batch, sampled))
     return [
-        WindowQuality(num_steps=steps, columns=tuple(torch.cat(values).mean(0).tolist()))
-        for steps, values in rows.items()
+        WindowQuality(num_steps=steps, errors=WindowErrors.mean(found))
+        for steps, found in errors.items()
     ]
 
 
-def _of_batch(
-    networks: Geo4DNetworks, batch: GeometryBatch, latents: Tensor
-) -> Float[Tensor, "clip column"]:
+def _of_batch(networks: Geo4DNetworks, batch: GeometryBatch, latents: Tensor) -> list[WindowErrors]:
     size_hw = (batch.depth.shape[-2], batch.depth.shape[-1])
     frames = batch.depth.shape[1]
     windows = [Window(start=0, num_frames=frames, length=frames) for _ in range(len(latents))]
     framing = Framing(source_hw=size_hw, network_hw=size_hw, scaled_hw=size_hw)
-    rows = []
+    errors = []
     for number, window in enumerate(decode_windows(networks, latents, windows, framing)):
         assert window.rays is not None  # decoded by default
         rays = cameras_from_rays(window.rays.directions.float(), window.rays.moments.float())
@@ -102,22 +126,27 @@ def _of_batch(
         z = z - (rays.center * along_z).sum(-1)[:, None, None]
         offset = along_z[:, 2, None, None].expand_as(z)
         valid = batch.valid[number].cpu()
-        rows.append(
-            torch.cat(
-                [
-                    _turn_errors(rays.rotation, cameras[:, :3, :3]),
-                    _center_error(rays.center, cameras[:, :3, 3]),
-                    _depth_errors(z[valid], offset[valid], batch.depth[number].cpu()[valid]),
-                ]
+        turn, still = _turn_errors(rays.rotation, cameras[:, :3, :3])
+        abs_rel, within, constant = _depth_errors(
+            z[valid], offset[valid], batch.depth[number].cpu()[valid]
+        )
+        errors.append(
+            WindowErrors(
+                rotation_rpe_deg=turn,
+                still_rotation_rpe_deg=still,
+                center=_center_error(rays.center, cameras[:, :3, 3]),
+                abs_rel=abs_rel,
+                within=within,
+                constant_within=constant,
             )
         )
-    return torch.stack(rows)
+    return errors
 
 
 def _turn_errors(
     rotation: Float[Tensor, "frame 3 3"], truth: Float[Tensor, "frame 3 3"]
-) -> Float[Tensor, "2"]:
-    """Root mean square error of frame-to-frame rotations; the second of a still camera."""
+) -> tuple[float, float]:
+    """Root mean square error of frame-to-frame rotations [degrees], and that of a still camera."""
 
     def turns(poses: Tensor) -> Tensor:
         return poses[:-1].transpose(1, 2) @ poses[1:]
@@ -126,25 +155,26 @@ def _turn_errors(
         cosine = (rotations.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
         return torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
 
-    errors = angles_deg(turns(rotation).transpose(1, 2) @ turns(truth))
-    return torch.stack([errors, angles_deg(turns(truth))]).square().mean(1).sqrt()
+    def size(errors_deg: Tensor) -> float:
+        return float(errors_deg.square().mean().sqrt())
+
+    errors_deg = angles_deg(turns(rotation).transpose(1, 2) @ turns(truth))
+    return size(errors_deg), size(angles_deg(turns(truth)))
 
 
-def _center_error(
-    center: Float[Tensor, "frame 3"], truth: Float[Tensor, "frame 3"]
-) -> Float[Tensor, "1"]:
+def _center_error(center: Float[Tensor, "frame 3"], truth: Float[Tensor, "frame 3"]) -> float:
     """Error after a similarity, against the spread about the mean."""
     scale, rotation, translation = align_similarity(center, truth)
     error = scale * center @ rotation.T + translation - truth
-    return (error.square().sum() / (truth - truth.mean(0)).square().sum()).sqrt()[None]
+    return float((error.square().sum() / (truth - truth.mean(0)).square().sum()).sqrt())
 
 
 def _depth_errors(
     z: Float[Tensor, " pixel"], offset: Float[Tensor, " pixel"], truth: Float[Tensor, " pixel"]
-) -> Float[Tensor, "3"]:
+) -> tuple[float, float, float]:
     """AbsRel and delta<1.25 after scale and shift; delta<1.25 of the best constant."""
     columns = torch.stack([z, offset], dim=-1) / truth[:, None]  # so that relative errors count
     fitted = columns @ torch.linalg.lstsq(columns, torch.ones_like(truth)[:, None]).solution
     ratio = fitted[:, 0].clamp_min(1e-3)
     within = (torch.maximum(ratio, 1 / ratio) < 1.25).float().mean()
-    return torch.stack([(ratio - 1).abs().mean(), within, ratio.new_tensor(constant_within(truth))])
+    return float((ratio - 1).abs().mean()), float(within), constant_within(truth)
