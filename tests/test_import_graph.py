@@ -1,4 +1,4 @@
-"""Imports go one way, those inside functions too: nodes -> more4d_backend <- training."""
+"""Imports go one way, wherever they stand: nodes -> more4d_backend <- training."""
 
 import ast
 import graphlib
@@ -18,10 +18,8 @@ def _modules() -> dict[str, Path]:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield every statement that runs; what only type checkers read is left out."""
+    """Yield every statement, those inside functions and those that only type checkers read too."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            continue
         yield child
         yield from _statements(child)
 

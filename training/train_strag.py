@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from more4d_backend.strag.conditioning import clip_picture, encode_condition, perceived_picture
 from more4d_backend.strag.motion_perception import Guidance
+from more4d_backend.strag.pipeline import StragPipeline
 from more4d_backend.strag.profile import StragWeightsProfile
 from more4d_backend.strag.transformer import StragTransformer
 from more4d_backend.tiny.text_encoder import ByteTextEncoder, ByteTextModel
@@ -313,11 +314,28 @@ def _validate(run: TrainingRun, given: StragGiven, validation: ValidationSet) ->
             generator = fixed_generator(index, run.device)
             inputs = given.inputs(batch, generator, training=False)
             loss = loss_at_fixed_levels(run, inputs, generator)
-            result = generated_motion(run, given, batch, index)
+            perceives = given.config.ablation.motion_perception
+            result = generated_motion(
+                run, _pipeline(run, given), batch, index, motion_perception=perceives
+            )
             metrics.append({"loss": loss, **result.metrics})
             shown.append(result.shown)
     show(run, shown)
     return mean_metrics(metrics)
+
+
+def _pipeline(run: TrainingRun, given: StragGiven) -> StragPipeline:
+    transformer = run.module.get_submodule("transformer")
+    assert isinstance(transformer, StragTransformer)
+    encoders = given.encoders
+    return StragPipeline(
+        transformer,
+        given.vae,
+        given.motion_vae,
+        encoders.text_encoder,
+        encoders.image_encoder,
+        profile=given.profile,
+    )
 
 
 if __name__ == "__main__":

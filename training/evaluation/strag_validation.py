@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -13,15 +12,11 @@ from more4d_backend.evaluation import SceneTruth, compare_scenes
 from more4d_backend.rendering import RenderSettings, render
 from more4d_backend.scene import PointTracks, Scene4D
 from more4d_backend.strag.pipeline import StragPipeline, StragSettings
-from more4d_backend.strag.transformer import StragTransformer
 from more4d_backend.wan.sampling import SamplingSettings
 
 from ..data.samples import TrainingBatch
 from ..run.loop import TrainingRun
 from ..run.validation import ShownSample, fixed_generator
-
-if TYPE_CHECKING:
-    from ..train_strag import StragGiven
 
 SAMPLING = SamplingSettings(num_steps=20, guidance_scale=1.5)
 """Few steps, and weak guidance: strong guidance moves more, and less exactly."""
@@ -39,26 +34,20 @@ class GeneratedMotion:
 
 
 def generated_motion(
-    run: TrainingRun, given: "StragGiven", batch: TrainingBatch, index: int
+    run: TrainingRun,
+    pipeline: StragPipeline,
+    batch: TrainingBatch,
+    index: int,
+    *,
+    motion_perception: bool,
 ) -> GeneratedMotion:
-    """Generate the motion of a batch of one sample through the pipeline, and compare."""
-    transformer = run.module.get_submodule("transformer")
-    assert isinstance(transformer, StragTransformer)
-    encoders = given.encoders
-    pipeline = StragPipeline(
-        transformer,
-        given.vae,
-        given.motion_vae,
-        encoders.text_encoder,
-        encoders.image_encoder,
-        profile=given.profile,
-    )
+    """Generate the motion of a batch of one sample through the run's pipeline, and compare."""
     frames, height, width = batch.video.shape[1:4]
     settings = StragSettings(
         num_frames=frames,
         size_hw=(height, width),
         sampling=SAMPLING,
-        motion_perception=given.config.ablation.motion_perception,
+        motion_perception=motion_perception,
         fps=batch.fps[0],
     )
     scene = run.inside(
