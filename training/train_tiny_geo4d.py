@@ -125,6 +125,7 @@ def _networks(training: TinyGeo4DTraining) -> Geo4DNetworks:
                 f"{training.start} is not of the embedded size, which is trained here."
             )
     networks.vae.pictures_per_call = _PICTURES_AT_ONCE
+    networks.camera_weight = training.camera_weight
     return networks.to(training.device)
 
 

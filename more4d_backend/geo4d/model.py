@@ -5,7 +5,7 @@ from torch import nn
 
 from .layers import to_channels_last
 from .network import Geo4DUNet
-from .sizes import RELEASED_NUM_STEPS, Geo4DSize
+from .sizes import RELEASED_CAMERA_WEIGHT, RELEASED_NUM_STEPS, Geo4DSize
 from .vae import Geo4DVAE
 
 _CONTEXT_START = 0.02
@@ -18,8 +18,10 @@ class Geo4DNetworks(nn.Module):
         """Make networks with random values (seed torch first)."""
         super().__init__()
         self.size = size
-        # Denoising steps that these weights are best at. Their file says it.
+        # What these weights are best at; their file says it: denoising steps, and how much the
+        # cameras of their ray maps count in alignment.
         self.num_steps = RELEASED_NUM_STEPS
+        self.camera_weight = RELEASED_CAMERA_WEIGHT
         self.unet = Geo4DUNet(size)
         self.vae = Geo4DVAE(size.vae)
         # The released model always sees one prompt and one grey picture, so what its encoders make

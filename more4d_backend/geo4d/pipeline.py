@@ -141,7 +141,11 @@ def reconstruct(
     device, size = networks.device, networks.size
     stride = max(size.num_frames // 4, 1) if settings.stride is None else settings.stride
     check_stride(stride, size.num_frames)
-    settings = replace(settings, sampling=settings.sampling.for_networks(networks))
+    settings = replace(
+        settings,
+        sampling=settings.sampling.for_networks(networks),
+        alignment=settings.alignment.for_weights(networks.camera_weight),
+    )
     # 1. Every frame at the network's size, and which windows will see it.
     aligned_here = settings.alignment if device.type in ("cpu", "mps") else None
     framed = frame_video(

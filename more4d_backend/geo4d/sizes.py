@@ -12,6 +12,10 @@ IMAGE_TOKENS_PER_FRAME = 16
 """Context tokens that belong to one frame of the window."""
 RELEASED_NUM_STEPS = 5
 """Denoising steps that the released networks are used with; 10 gave slightly better rotations."""
+RELEASED_CAMERA_WEIGHT = 0.005
+"""Of the camera term in alignment, as the paper has it."""
+LARGEST_CAMERA_WEIGHT = 1000.0
+"""Points weigh 1: by then nothing but ray maps tells the cameras."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,14 @@
 """Our Geo4D file: UNet, VAE with both decoders and the folded context, under one set of names.
 
 `weights convert` makes it from the released pair of checkpoints (weights/geo4d_checkpoint.py), and
-trainers write it. How the networks are built and in how many steps they denoise stands in its
-header; where that was lost, sizes are read from shapes and the rest is as released.
+trainers write it. How the networks are built, in how many steps they denoise and how far the
+cameras of their ray maps are trusted stands in its header; where that was lost, sizes are read from
+shapes and the rest is as released.
 """
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -18,11 +20,17 @@ from safetensors.torch import save_file
 from ..files import replacing
 from ..geo4d.model import Geo4DNetworks
 from ..geo4d.sampling import NUM_TRAIN_TIMESTEPS
-from ..geo4d.sizes import RELEASED_NUM_STEPS
+from ..geo4d.sizes import LARGEST_CAMERA_WEIGHT, RELEASED_CAMERA_WEIGHT, RELEASED_NUM_STEPS
 from . import load_into
 from .conversion import open_model
 from .files import WeightFile, WeightsError
-from .geo4d_sizes import NUM_STEPS_KEY, SIZE_KEY, size_from_shapes, stored_size
+from .geo4d_sizes import (
+    CAMERA_WEIGHT_KEY,
+    NUM_STEPS_KEY,
+    SIZE_KEY,
+    size_from_shapes,
+    stored_size,
+)
 from .kinds import WeightKind, expect, recognize
 
 _log = logging.getLogger(__name__)
@@ -56,6 +64,7 @@ def load_geo4d(
     except KeyError as e:
         raise WeightsError(f"{path} lacks the tensor {e}, which Geo4D cannot be without.") from e
     networks.num_steps = _stored_num_steps(file)
+    networks.camera_weight = _stored_camera_weight(file)
     load_into(networks, tensors, source=str(path), dtype=dtype, device=device)
     return networks.eval().to_channels_last()
 
@@ -69,7 +78,8 @@ def save_geo4d(
 ) -> None:
     """Write networks as one safetensors file.
 
-    Its header has `metadata`, the sizes, and the denoising steps that they are made for.
+    Its header has `metadata`, the sizes, and the denoising steps and the weight of ray cameras that
+    they are made for.
 
     Raises:
         OutputError: the file cannot be written.
@@ -89,6 +99,7 @@ def geo4d_header(networks: Geo4DNetworks) -> dict[str, str]:
     return {
         SIZE_KEY: json.dumps(asdict(networks.size)),
         NUM_STEPS_KEY: str(networks.num_steps),
+        CAMERA_WEIGHT_KEY: f"{networks.camera_weight:g}",
     }
 
 
@@ -108,3 +119,20 @@ def _stored_num_steps(file: WeightFile) -> int:
             f"to {NUM_TRAIN_TIMESTEPS}. It may be damaged, or written by a newer version."
         )
     return int(text)
+
+
+def _stored_camera_weight(file: WeightFile) -> float:
+    """Read the weight of ray cameras in the header; the paper's where it has none."""
+    text = file.metadata.get(CAMERA_WEIGHT_KEY)
+    if text is None:
+        return RELEASED_CAMERA_WEIGHT
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight <= LARGEST_CAMERA_WEIGHT:
+        raise WeightsError(
+            f"{file.path} says in its header that ray cameras weigh {text[:20]!r}; expected 0 to "
+            f"{LARGEST_CAMERA_WEIGHT:g}. It may be damaged, or written by a newer version."
+        )
+    return weight

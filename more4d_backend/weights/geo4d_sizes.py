@@ -15,6 +15,8 @@ SIZE_KEY = "geo4d_size"
 """In the header of our file: the sizes as JSON."""
 NUM_STEPS_KEY = "more4d_num_steps"
 """In the header of our file: denoising steps that the weights are made for."""
+CAMERA_WEIGHT_KEY = "more4d_camera_weight"
+"""In the header of our file: how much the cameras of their ray maps count in alignment."""
 
 
 def stored_size(file: WeightFile) -> Geo4DSize | None:

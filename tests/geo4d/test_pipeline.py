@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from more4d_backend.geo4d import pipeline
+from more4d_backend.geo4d.alignment import align_windows
 from more4d_backend.geo4d.decoding import DecodingError, DecodingSettings
 from more4d_backend.geo4d.framing import plan_framing
 from more4d_backend.geo4d.modalities import ModalityError, ModalitySettings
@@ -41,6 +42,23 @@ def test_every_frame_of_the_video_and_nothing_else_is_in_the_scene(
     torch.testing.assert_close(scene.points.colors, colors(num_frames), atol=0.51 / 255, rtol=0)
     assert scene.points.positions[scene.points.valid].isfinite().all()
     torch.testing.assert_close(scene.cameras.world_to_camera[0], torch.eye(4))
+
+
+def test_the_weights_decide_how_much_ray_cameras_count_where_the_settings_do_not(
+    toy_networks, one_step, clip, monkeypatch
+):
+    counted = []
+
+    def spy(*arguments, settings, **others):
+        counted.append(settings.camera_weight)
+        return align_windows(*arguments, settings=settings, **others)
+
+    monkeypatch.setattr("more4d_backend.geo4d.pipeline.align_windows", spy)
+    monkeypatch.setattr(toy_networks, "camera_weight", 0.5)
+    reconstruct(clip(2), toy_networks, one_step)
+    asked = replace(one_step.alignment, camera_weight=0.25)
+    reconstruct(clip(2), toy_networks, replace(one_step, alignment=asked))
+    assert counted == [0.5, 0.25]
 
 
 def test_the_weights_decide_the_denoising_steps_where_the_settings_do_not(

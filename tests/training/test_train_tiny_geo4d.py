@@ -48,6 +48,7 @@ def test_a_small_run_writes_a_file_that_loads_and_says_what_it_measured(tmp_path
     assert networks.size == GEO4D_SIZES["tiny"]
     assert "5 steps: rotation RPE" in caplog.text
     assert f"says to denoise in {networks.num_steps} step" in caplog.text
+    assert networks.camera_weight == SMALL.camera_weight == 0.5
     assert "true latents: rotation RPE" in caplog.text
     assert "4 windows, 2 updates of the VAE, 2 of the UNet" in caplog.text
 
@@ -168,6 +169,8 @@ def test_what_is_told_of_a_unet_that_knows_nothing_is_1_for_every_modality(caplo
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(SettingsError, match="minutes is 0"):
         replace(SMALL, minutes=0)
+    with pytest.raises(SettingsError, match="camera_weight is -1"):
+        replace(SMALL, camera_weight=-1.0)
     with pytest.raises(SettingsError, match="pool_size is 0"):
         replace(SMALL, pool_size=0)
     for name in ("vae_clips", "unet_windows"):

@@ -72,6 +72,32 @@ def test_a_damaged_number_of_steps_is_refused(tmp_path, text):
         load_geo4d(path)
 
 
+def test_the_file_says_how_much_ray_cameras_count(tmp_path):
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    networks.camera_weight = 0.5
+    save_geo4d(networks, tmp_path / "g.safetensors")
+    assert load_geo4d(tmp_path / "g.safetensors").camera_weight == 0.5
+    convert_file(tmp_path / "g.safetensors", tmp_path / "h.safetensors", dtype=torch.float32)
+    assert load_geo4d(tmp_path / "h.safetensors").camera_weight == 0.5
+
+
+def test_ray_cameras_count_as_in_the_paper_where_the_file_does_not_say_it(tmp_path):
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
+    save_file(tensors, tmp_path / "g.safetensors")
+    assert load_geo4d(tmp_path / "g.safetensors").camera_weight == 0.005
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "nan", "inf", "1001", "", "9" * 9999])
+def test_a_damaged_weight_of_ray_cameras_is_refused(tmp_path, text):
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
+    path = tmp_path / "g.safetensors"
+    save_file(tensors, path, metadata={"more4d_camera_weight": text})
+    with pytest.raises(WeightsError, match=r"ray cameras weigh '.{0,20}'; expected 0 to 1000\. It"):
+        load_geo4d(path)
+
+
 def test_a_damaged_header_and_a_missing_tensor_are_told(tmp_path):
     networks = Geo4DNetworks(GEO4D_SIZES["toy"])
     tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}

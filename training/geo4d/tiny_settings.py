@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from more4d_backend.geo4d.sizes import Geo4DSize
+from more4d_backend.geo4d.sizes import LARGEST_CAMERA_WEIGHT, Geo4DSize
 
 from ..procedural.clips import ClipSettings
 from ..run.settings import SettingsError
@@ -112,6 +112,10 @@ class TinyGeo4DTraining:
     workers: int = 12
     """Processes that draw clips; 0: this one."""
 
+    camera_weight: float = 0.5
+    """How much the cameras of ray maps count where windows of these weights are aligned; written
+    to the file. A hundred times the paper's: this network tells cameras better than points."""
+
     ema_decay: float = 0.998
     """Of the running mean of the parameters, which is what is written."""
 
@@ -135,6 +139,10 @@ class TinyGeo4DTraining:
             raise SettingsError(
                 f"seed is {self.seed}; expected 0 to {HELD_OUT // SEEDS_APART - 1}: the clips "
                 "beyond are held out."
+            )
+        if not 0 <= self.camera_weight <= LARGEST_CAMERA_WEIGHT:
+            raise SettingsError(
+                f"camera_weight is {self.camera_weight}; expected 0 to {LARGEST_CAMERA_WEIGHT:g}."
             )
         if self.cuda_graphs and (self.compile or torch.device(self.device).type != "cuda"):
             raise SettingsError(

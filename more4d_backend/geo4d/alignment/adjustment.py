@@ -176,6 +176,7 @@ def _linearize(problem: _Problem, unknowns: Unknowns, trajectories: _Trajectorie
     num_frames = samples.cover.num_frames
     camera_loss = 0.0
     if trajectories is not None:
+        assert settings.camera_weight is not None  # `for_weights` chose it
         share = 1 if settings.pose_terms == "sum" else len(trajectories.frame)
         camera_loss = add_camera_term(
             system,

@@ -74,7 +74,7 @@ def align_windows(
         WindowError: a window with NaN, or of another size; names the window.
         ShapeError: colors of another number of frames or size.
     """
-    settings = settings or AlignmentSettings()
+    settings = (settings or AlignmentSettings()).for_weights()
     if not windows:
         raise AlignmentError("There is no window to align; expected at least one.")
     device = torch.device(device) if device is not None else windows[0].points.device

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from ..sizes import RELEASED_CAMERA_WEIGHT
+
 PoseTerms = Literal["mean", "sum"]
 Smoothness = Literal["steady", "still"]
 
@@ -30,8 +32,9 @@ class AlignmentSettings:
     disparity_weight: float = 2.0
     """Of the mean difference between fused and predicted disparity."""
 
-    camera_weight: float = 0.005
-    """Of the difference to the cameras of the ray maps, in rotation and in place."""
+    camera_weight: float | None = None
+    """Of the difference to the cameras of the ray maps, in rotation and in place. None: what the
+    weights are made for; the paper's 0.005 where nothing says it."""
 
     smoothness_weight: float = 1.5e-4
     """Of the smoothness of the camera's motion. A hundredth of the paper's: with that the tremble
@@ -86,13 +89,19 @@ class AlignmentSettings:
                 f"{self.max_iterations}; expected at least 1 of each."
             )
 
+    def for_weights(self, camera_weight: float = RELEASED_CAMERA_WEIGHT) -> "AlignmentSettings":
+        """Return settings with the weight of the ray cameras chosen, if it is not yet."""
+        if self.camera_weight is not None:
+            return self
+        return replace(self, camera_weight=camera_weight)
+
     def with_paper_weights(self) -> "AlignmentSettings":
         """Return the same modalities with all weights of the paper; means and sums as released."""
         return replace(
             self,
             point_weight=1.0,
             disparity_weight=2.0,
-            camera_weight=0.005,
+            camera_weight=RELEASED_CAMERA_WEIGHT,
             smoothness_weight=0.015,
             smoothness="still",
             pose_terms="sum",

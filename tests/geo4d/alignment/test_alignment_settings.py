@@ -38,6 +38,13 @@ def test_the_papers_weights_replace_those_that_were_changed():
     assert changed.with_paper_weights() == AlignmentSettings().with_paper_weights()
 
 
+def test_ray_cameras_count_as_asked_for_then_as_the_weights_need_then_as_in_the_paper():
+    assert AlignmentSettings().for_weights().camera_weight == 0.005
+    assert AlignmentSettings().for_weights(0.5).camera_weight == 0.5
+    assert AlignmentSettings(camera_weight=0.0).for_weights(0.5).camera_weight == 0.0
+    assert AlignmentSettings().with_paper_weights().for_weights(0.5).camera_weight == 0.005
+
+
 def test_the_papers_smoothness_draws_the_camera_path_inwards(moving_view, make_windows, errors_of):
     windows = make_windows(moving_view, Corruption(outlier_share=0.0))
     own = AlignmentSettings.points_only()
