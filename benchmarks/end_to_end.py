@@ -297,7 +297,7 @@ def main() -> None:
         start = clock.now()
         image_to_4d_video(
             torch.rand(*PHOTO_HW, 3),
-            DepthSource(provider=provider, name="random weights", fov_rad=1.0),
+            DepthSource(load=lambda: provider, name="random weights", fov_rad=1.0),
             models,
             settings,
             Path(folder),

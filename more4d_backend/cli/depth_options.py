@@ -3,7 +3,8 @@
 import io
 import logging
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ class DepthOptions:
         from ..files.images import load_image
 
         image = load_image(image_path)
-        prediction = self.predict(image, device=device)
+        prediction = self.load(device).predict(image)
         return lift_prediction(
             image,
             prediction,
@@ -81,22 +82,12 @@ class DepthOptions:
             drop_edges=self.drop_edges,
         )
 
-    def predict(
-        self, image: Float[Tensor, "height width 3"], *, device: str = "cpu"
-    ) -> DepthPrediction:
-        """Depth of a picture; intrinsics that the user gave replace predicted ones."""
+    def load(self, device: str) -> DepthProvider:
+        """Load the provider; intrinsics that the user gave will replace predicted ones."""
         if self.intrinsics is not None and self.fov_deg is not None:
             raise DepthError("Give --intrinsics or --fov-deg, not both.")
         given = None if self.intrinsics is None else load_intrinsics(self.intrinsics)
-        prediction = self.provider(device).predict(image.to(device))
-        if given is None:
-            return prediction
-        return DepthPrediction(
-            depth=prediction.depth,
-            intrinsics=given,
-            provider=prediction.provider,
-            is_metric=prediction.is_metric,
-        )
+        return _ProviderOnDevice(provider=self.provider(device), device=device, intrinsics=given)
 
     def source(self, device: str) -> DepthSource:
         """Return what `generate` needs to know of where depth comes from."""
@@ -106,7 +97,7 @@ class DepthOptions:
         if self.depth == TinyDepth.name:
             files.append(Path(self.depth_weights or embedded_file("depth")))
         return DepthSource(
-            provider=_ChosenProvider(options=self, device=device),
+            load=partial(self.load, device),
             name=f"{self.depth} {self.depth_weights or ''} {self.depth_unit_m}",
             files=tuple(files),
             fov_rad=None if self.fov_deg is None else math.radians(self.fov_deg),
@@ -132,15 +123,20 @@ class DepthOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ChosenProvider:
-    """The provider of the options, made when depth is really needed."""
+class _ProviderOnDevice:
+    """A provider that is shown the picture where its network is."""
 
-    options: DepthOptions
+    provider: DepthProvider
     device: str
+    intrinsics: Float[Tensor, "3 3"] | None
+    """Replace predicted ones."""
 
     def predict(self, image: Float[Tensor, "height width 3"]) -> DepthPrediction:
         """See `DepthProvider`."""
-        return self.options.predict(image, device=self.device)
+        prediction = self.provider.predict(image.to(self.device))
+        if self.intrinsics is None:
+            return prediction
+        return replace(prediction, intrinsics=self.intrinsics)
 
 
 def load_intrinsics(path: Path) -> Float[Tensor, "3 3"]:

@@ -1,26 +1,26 @@
 """`generate`: images to 4D scenes and videos, one image or many."""
 
-import csv
-import io
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from ..devices import Attention, DeviceRequest, MemoryMode
-from ..files import FileFormatError, decoding
-from ..files.strict_json import read_text
 from ..generation import (
+    CameraOutputs,
     FileModels,
     GenerationSettings,
+    Item,
     ModelChoice,
     Models,
     choose_models,
     image_to_4d_video,
+    images_to_4d_videos,
 )
 from ..generation.model_choice import WEIGHT_NAMES, GenerationDefaults
 from ..generation.run_record import stage_table
@@ -32,12 +32,11 @@ from ..wan.fitting import Fit
 from ..wan.sampling import Progress, Sampler, SamplingSettings
 from .console import print_table, progress_bar
 from .depth_options import DepthOptions
+from .generate_jobs import Job, find_jobs, is_batch
 from .render_commands import PathOptions
 
 LOGGER = logging.getLogger(__name__)
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
-_LIMIT_CSV_BYTES = 64 * 2**20
 _SWITCH = {"auto": None, "on": True, "off": False}
 _PROFILES = {"released": RELEASED, "own": OWN}
 
@@ -234,20 +233,6 @@ class ModelOptions:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One image of a batch."""
-
-    image: Path
-    """The picture."""
-
-    prompt: str
-    """What happens in it."""
-
-    depth: str | None = None
-    """Depth file of this picture, where the batch has one per picture."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     """Generate a moving scene from a photo, and films of it along camera paths.
@@ -256,7 +241,8 @@ class Generate:
     contact-sheet.png and run.json. Run again into the same folder, it redoes only what changed.
 
     A folder of images, or a CSV file with the columns image, prompt and (optional) depth, makes one
-    subfolder per image; items that fail are listed at the end, and the others are finished.
+    subfolder per image, and each network is loaded once for all; items that fail are listed at the
+    end, and the others are finished.
     """
 
     source: Positional[Path]
@@ -276,67 +262,66 @@ class Generate:
     def run(self) -> int:
         """Generate all items; 1 if some failed."""
         self.cameras.check()
-        jobs = self._jobs()
+        jobs = find_jobs(self.source, self.prompt)
         choice = self.models.choose(complete=self.sampling.complete)
         models = self.models.load(choice)
-        if not self._is_batch:
-            self._generate(jobs[0], models, choice, self.output)
-            return 0
-        failed: list[str] = []
-        for job in jobs:
-            try:
-                self._generate(job, models, choice, self.output / job.image.stem)
-            except Exception as e:  # a batch goes on; every failure is listed and counted
-                LOGGER.exception("%s failed.", job.image)
-                failed.append(f"{job.image}: {e}")
-        for line in failed:
-            LOGGER.error("%s", line)
-        LOGGER.info("%d of %d done.", len(jobs) - len(failed), len(jobs))
-        return 1 if failed else 0
+        items = self._items(jobs, choice)
+        if is_batch(self.source):
+            return _generate_all(items, models)
+        item = items[0]
+        image = item.load_image()
+        outputs = image_to_4d_video(
+            image, item.depth, models, item.settings, item.folder, report=_bars()
+        )
+        _tell(item.folder, outputs)
+        return 0
 
-    @property
-    def _is_batch(self) -> bool:
-        return self.source.is_dir() or self.source.suffix.lower() == ".csv"
-
-    def _jobs(self) -> list[Job]:
-        if not self.source.exists():
-            raise FileFormatError(f"{self.source} is not there; expected a photo, folder or CSV.")
-        if self.source.suffix.lower() == ".csv":
-            return _with_own_folders(_read_csv(self.source, self.prompt), self.source)
-        if self.prompt is None:
-            raise ValueError("--prompt is missing: say what moves in the photo, and where to.")
-        if self.source.is_dir():
-            images = sorted(p for p in self.source.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
-            if not images:
-                raise FileFormatError(
-                    f"{self.source} holds no picture ({', '.join(_IMAGE_SUFFIXES)})."
-                )
-            jobs = [Job(image=path, prompt=self.prompt) for path in images]
-            return _with_own_folders(jobs, self.source)
-        return [Job(image=self.source, prompt=self.prompt)]
-
-    def _generate(self, job: Job, models: Models, choice: ModelChoice, folder: Path) -> None:
+    def _items(self, jobs: list[Job], choice: ModelChoice) -> list[Item]:
         from ..devices import detect_device
         from ..files.images import load_image
 
-        options = self.depth_options
-        if job.depth is not None:
-            options = replace(options, depth=job.depth)
-        elif options.depth is None and choice.name == "embedded":
+        common = self.depth_options
+        is_missing = common.depth is None and any(job.depth is None for job in jobs)
+        if is_missing and choice.name == "embedded":
             LOGGER.info("No depth was given: the embedded depth network (tiny) is used.")
-            options = replace(options, depth="tiny")
+            common = replace(common, depth="tiny")
         device = str(detect_device(self.models.device).device)
-        outputs = image_to_4d_video(
-            load_image(job.image),
-            options.source(device),
-            models,
-            self.sampling.settings(job.prompt, self.cameras, options, device, choice.defaults),
-            folder,
-            report=_bars(),
-        )
-        for output in outputs:
-            LOGGER.info("Wrote %s.", output.completed or output.rendered)
-        print_table(f"{folder}: time and memory", *stage_table(folder))
+        many, items = is_batch(self.source), []
+        for job in jobs:
+            options = common if job.depth is None else replace(common, depth=job.depth)
+            items.append(
+                Item(
+                    load_image=partial(load_image, job.image),
+                    depth=options.source(device),
+                    settings=self.sampling.settings(
+                        job.prompt, self.cameras, options, device, choice.defaults
+                    ),
+                    folder=self.output / job.image.stem if many else self.output,
+                    name=str(job.image) if many else "",
+                )
+            )
+        return items
+
+
+def _generate_all(items: list[Item], models: Models) -> int:
+    """Generate a batch; 1 if some failed."""
+    outcomes = images_to_4d_videos(items, models, report=_bars())
+    failed: list[str] = []
+    for item, outcome in zip(items, outcomes, strict=True):
+        if outcome.error is None:
+            _tell(item.folder, outcome.outputs)
+        else:
+            failed.append(f"{item.name}: {outcome.error}")
+    for line in failed:
+        LOGGER.error("%s", line)
+    LOGGER.info("%d of %d done.", len(items) - len(failed), len(items))
+    return 1 if failed else 0
+
+
+def _tell(folder: Path, outputs: list[CameraOutputs]) -> None:
+    for output in outputs:
+        LOGGER.info("Wrote %s.", output.completed or output.rendered)
+    print_table(f"{folder}: time and memory", *stage_table(folder))
 
 
 def _bars() -> Callable[[str], Progress]:
@@ -348,38 +333,3 @@ def _bars() -> Callable[[str], Progress]:
         return open_bars.enter_context(progress_bar(label))
 
     return report
-
-
-def _read_csv(path: Path, prompt: str | None) -> list[Job]:
-    """Read the columns image, prompt and (optional) depth; paths are relative to the file."""
-    text = read_text(path, _LIMIT_CSV_BYTES, "a CSV file")
-    with decoding(path, "a CSV file"):
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True))
-    if not rows or "image" not in rows[0]:
-        raise FileFormatError(f"{path} has no rows with a column named image.")
-    jobs = []
-    for number, row in enumerate(rows, start=2):
-        text = row.get("prompt") or prompt
-        if not row["image"] or not text:
-            raise FileFormatError(f"{path}, line {number}: the image or the prompt is missing.")
-        depth = row.get("depth")
-        jobs.append(
-            Job(
-                image=path.parent / row["image"],
-                prompt=text,
-                depth=str(path.parent / depth) if depth else None,
-            )
-        )
-    return jobs
-
-
-def _with_own_folders(jobs: list[Job], source: Path) -> list[Job]:
-    """Refuse pictures whose results would go into one folder."""
-    stems = [job.image.stem for job in jobs]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise FileFormatError(
-            f"{source} has several images named {', '.join(twice)}: they would share a folder. "
-            "Rename them."
-        )
-    return jobs

@@ -66,17 +66,25 @@ class Stage:
 class RunRecord:
     """The stages of one run, in one folder."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Open a folder; what an earlier run recorded there is offered for reuse.
-
-        Raises:
-            FileFormatError: run.json is there and is not ours.
-        """
+    def __init__(self, folder: Path, settings: Mapping[str, Any], name: str = "") -> None:
+        """Touch nothing yet; `name` begins every line of the log, where runs take turns."""
         self.folder = folder
         self._settings = settings
-        self._earlier = _read_stages(folder / RUN_FILE)
+        self._said = f"{name}, " if name else ""
+        self._earlier: dict[str, Stage] = {}
         self._stages: dict[str, Stage] = {}
-        self.reused: list[str] = []
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Offer for reuse what an earlier run recorded; keep other processes out meanwhile.
+
+        Raises:
+            OutputError: see `only_run_in`.
+            FileFormatError: run.json is there and is not ours.
+        """
+        with only_run_in(self.folder):
+            self._earlier = _read_stages(self.folder / RUN_FILE)
+            yield
 
     def stage(
         self,
@@ -98,9 +106,8 @@ class RunRecord:
         key = _digest({"details": plain, "inputs": _hashes(inputs), "weights": weights or {}})
         earlier = self._earlier.get(name)
         if earlier is not None and earlier.inputs_sha256 == key and self._intact(earlier, outputs):
-            _log.info("%s: reused, nothing that it depends on has changed.", name)
+            _log.info("%s%s: reused, nothing that it depends on has changed.", self._said, name)
             self._stages[name] = earlier
-            self.reused.append(name)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _measured() as measured:
@@ -115,8 +122,14 @@ class RunRecord:
                 details={"settings": plain, "weights_sha256": dict(weights or {})},
                 chosen=chosen or {},
             )
-            _log.info("%s: %.1f s.", name, measured["seconds"])
+            _log.info("%s%s: %.1f s.", self._said, name, measured["seconds"])
         self._write()
+
+    def finish(self) -> None:
+        """Forget the stages of earlier runs that this one did not have."""
+        if self._earlier.keys() - self._stages.keys():
+            self._earlier = {}
+            self._write()
 
     def _intact(self, stage: Stage, outputs: Sequence[str]) -> bool:
         if set(stage.outputs) != set(outputs):
@@ -124,17 +137,25 @@ class RunRecord:
         for output, digest in stage.outputs.items():
             path = self.folder / output
             if not path.is_file() or file_sha256(path) != digest:
-                _log.info("%s: %s is missing or was changed; made again.", stage.name, output)
+                _log.info(
+                    "%s%s: %s is missing or was changed; made again.",
+                    self._said,
+                    stage.name,
+                    output,
+                )
                 return False
         return True
 
     def _write(self) -> None:
+        # An earlier run's stages stay until this one comes to them: a batch that is interrupted
+        # may not have come to stages that are done.
+        stages = self._stages | {n: s for n, s in self._earlier.items() if n not in self._stages}
         document = {
             "format": _FORMAT,
             "version": 1,
             "settings": _plain(self._settings),
             "machine": _machine(),
-            "stages": [_plain(stage) for stage in self._stages.values()],
+            "stages": [_plain(stage) for stage in stages.values()],
         }
         text = json.dumps(document, indent=1, sort_keys=False, allow_nan=False)
         with replacing(self.folder / RUN_FILE) as temporary:
