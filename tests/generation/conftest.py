@@ -1,10 +1,14 @@
 """Toy weight files of every network, under their original names, as a user has them on disk."""
 
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 TEXT_DIM, IMAGE_DIM = 32, 128
 WAN = {
@@ -109,3 +113,48 @@ def weight_files(tmp_path_factory) -> dict[str, Path]:
         "vism-lora": folder / "vism-lora.safetensors",
         "umt5-tokenizer": tokenizer_folder(folder / "tokenizer"),
     }
+
+
+@pytest.fixture
+def exact_videos(monkeypatch):
+    """Write completed videos without loss.
+
+    Of the same frames x264 makes other bytes once in a hundred times (measured).
+    """
+    from more4d_backend.files import videos
+
+    monkeypatch.setattr(videos, "_LOSSY", replace(videos._LOSSY, options={"crf": "0"}))
+
+
+@pytest.fixture(scope="session")
+def results():
+    """`results(folder)`: what was made, and what run.json says of it but for time and memory."""
+
+    def read(folder: Path):
+        if not (folder / "run.json").exists():
+            return None
+        vary = ("seconds", "peak_memory_bytes", "peak_process_bytes", "inputs_sha256")
+        stages = json.loads((folder / "run.json").read_text())["stages"]
+        recorded = [{k: v for k, v in stage.items() if k not in vary} for stage in stages]
+        for stage in recorded:
+            stage["chosen"] = sorted(stage["chosen"])  # not its words: they tell what was free
+            stage["outputs"] = {name: contents(folder / name) for name in stage["outputs"]}
+        sheet = folder / "contact-sheet.png"
+        return recorded, contents(sheet) if sheet.exists() else None
+
+    return read
+
+
+def contents(path):
+    """Hash what a file holds; safetensors, archives and videos add times, or order at random."""
+    from more4d_backend.files.videos import load_video
+
+    if path.suffix == ".safetensors":
+        arrays = sorted((name, tensor.numpy()) for name, tensor in load_file(path).items())
+    elif path.suffix == ".npz":
+        arrays = sorted(np.load(path).items())
+    elif path.suffix in (".mkv", ".mp4"):
+        arrays = [("frames", load_video(path)[0].numpy())]
+    else:
+        arrays = [("bytes", np.frombuffer(path.read_bytes(), np.uint8))]
+    return [(n, a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for n, a in arrays]

@@ -1,7 +1,6 @@
-"""A batch of images, as `generate` makes it: each network is loaded once, nothing else changes."""
+"""Many images at once, with stand-ins for the networks: each is loaded once, results stay."""
 
 import gc
-import hashlib
 import json
 import logging
 import weakref
@@ -9,22 +8,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
-from more4d_backend.cli import main
 from more4d_backend.depth import DepthFile, DepthPrediction, lift_depth
-from more4d_backend.files import OutputError, videos
+from more4d_backend.files import OutputError
 from more4d_backend.files.depth_maps import save_depth_png16
 from more4d_backend.files.images import load_image, save_image
-from more4d_backend.files.videos import load_video
 from more4d_backend.generation import (
     DepthSource,
-    FileModels,
     GenerationSettings,
     Item,
     image_to_4d_video,
@@ -35,16 +29,9 @@ from more4d_backend.generation.run_record import only_run_in
 from more4d_backend.strag.pipeline import StragPipeline, StragSettings
 from more4d_backend.vism.pipeline import VismPipeline, VismSettings
 
+pytestmark = pytest.mark.usefixtures("exact_videos")
+
 WIDE, TALL = (32, 48), (48, 32)
-
-
-@pytest.fixture(autouse=True)
-def exact_videos(monkeypatch):
-    """Write completed videos without loss.
-
-    Of the same frames x264 makes other bytes once in a hundred times (measured).
-    """
-    monkeypatch.setattr(videos, "_LOSSY", replace(videos._LOSSY, options={"crf": "0"}))
 
 
 class StandInDepth:
@@ -178,47 +165,17 @@ class Folder:
         return items
 
     def single(self, item):
-        """Make an item alone; return its results, as far as it came."""
+        """Make an item alone, as far as it comes; return where."""
         folder, models = self.path / "alone" / item.folder.name, StandInModels()
         depth = replace(item.depth, load=models.depth)
         with suppress(RuntimeError):
             image_to_4d_video(item.load_image(), depth, models, item.settings, folder)
-        return results(folder)
+        return folder
 
 
 @pytest.fixture
 def folder(tmp_path):
     return Folder(tmp_path, StandInModels())
-
-
-def stages(folder):
-    return json.loads((folder / "run.json").read_text())["stages"]
-
-
-def results(folder):
-    """Return what was made in a folder, and what run.json says of it but for time and memory."""
-    if not (folder / "run.json").exists():
-        return None
-    vary = ("seconds", "peak_memory_bytes", "peak_process_bytes", "inputs_sha256")
-    recorded = [{k: v for k, v in stage.items() if k not in vary} for stage in stages(folder)]
-    for stage in recorded:
-        stage["chosen"] = sorted(stage["chosen"])  # not its words: they tell what memory was free
-        stage["outputs"] = {name: contents(folder / name) for name in stage["outputs"]}
-    sheet = folder / "contact-sheet.png"
-    return recorded, contents(sheet) if sheet.exists() else None
-
-
-def contents(path):
-    """Return the hash of what a file holds; archives and videos add times and random numbers."""
-    if path.suffix == ".safetensors":
-        arrays = sorted((name, tensor.numpy()) for name, tensor in load_file(path).items())
-    elif path.suffix == ".npz":
-        arrays = sorted(np.load(path).items())
-    elif path.suffix in (".mkv", ".mp4"):
-        arrays = [("frames", load_video(path)[0].numpy())]
-    else:
-        arrays = [("bytes", np.frombuffer(path.read_bytes(), np.uint8))]
-    return [(n, a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for n, a in arrays]
 
 
 def changes(values):
@@ -232,7 +189,7 @@ def changes(values):
     )
 )
 @settings(max_examples=8)
-def test_a_batch_makes_of_each_image_what_it_would_be_alone(tmp_path_factory, wanted):
+def test_a_batch_makes_of_each_image_what_it_would_be_alone(tmp_path_factory, results, wanted):
     fates, sizes = zip(*wanted, strict=True)
     folder = Folder(tmp_path_factory.mktemp("batch"), StandInModels())
     items = folder.items(fates, sizes=sizes)
@@ -248,7 +205,7 @@ def test_a_batch_makes_of_each_image_what_it_would_be_alone(tmp_path_factory, wa
             assert fate in outcome.error
             assert outcome.outputs == []
         if fate != "picture":
-            assert results(item.folder) == folder.single(item)
+            assert results(item.folder) == results(folder.single(item))
     # Without failures of its own, a network is loaded once per change of size.
     for network, fails_at in (("strag", "motion"), ("vism", "completion")):
         reached = [s for f, s in wanted if FATES.index(f) >= FATES.index(fails_at) or f == "fine"]
@@ -268,7 +225,7 @@ def test_three_images_load_each_network_once_and_a_second_run_loads_none(folder)
     assert folder.models.loads == []
 
 
-def test_one_changed_image_of_a_batch_loads_what_it_needs_only(folder):
+def test_one_changed_image_of_a_batch_loads_what_it_needs_only(folder, results):
     items = folder.items(["fine"] * 3)
     images_to_4d_videos(items, folder.models)
     folder.models.loads.clear()
@@ -294,7 +251,7 @@ def test_after_a_failure_in_a_network_the_next_image_gets_a_new_one(folder, monk
     assert [load[0] for load in folder.models.loads[1:]] == ["strag", "strag", "vism"]
 
 
-def test_what_is_done_when_a_batch_is_interrupted_is_reused(folder, monkeypatch):
+def test_what_is_done_when_a_batch_is_interrupted_is_reused(folder, results, monkeypatch):
     items, completed = folder.items(["fine"] * 3), []
     complete = StandInVism.complete
 
@@ -324,7 +281,7 @@ def test_what_is_done_when_a_batch_is_interrupted_is_reused(folder, monkeypatch)
     assert folder.models.loads == ["depth", ("vism", 5, WIDE)]
     assert [path.stat().st_mtime_ns for path in done] == written
     for item in items:
-        assert results(item.folder) == folder.single(item)
+        assert results(item.folder) == results(folder.single(item))
 
 
 def test_stages_that_are_no_longer_asked_for_leave_the_record(folder):
@@ -332,7 +289,8 @@ def test_stages_that_are_no_longer_asked_for_leave_the_record(folder):
     fewer = replace(item, settings=replace(item.settings, cameras=("orbit-left",)))
     images_to_4d_videos([item], folder.models)
     images_to_4d_videos([fewer], folder.models)
-    assert [stage["name"] for stage in stages(item.folder)] == [
+    stages = json.loads((item.folder / "run.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages] == [
         "depth", "scene", "orbit-left: render", "orbit-left: complete",
     ]  # fmt: skip
 
@@ -368,89 +326,3 @@ def test_images_with_a_depth_of_their_own_do_not_send_the_network_away(folder):
     own = DepthSource(load=lambda: DepthFile(path=path), name="own", files=(path,), fov_rad=1.0)
     images_to_4d_videos([items[0], replace(items[1], depth=own), items[2]], folder.models)
     assert folder.models.loads.count("depth") == 1
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """Count the loads of the networks that the command itself loads."""
-    loads = []
-
-    class Depth(StandInDepth):
-        @classmethod
-        def load(cls, *_, **__):
-            loads.append("depth")
-            return cls()
-
-    monkeypatch.setattr("more4d_backend.cli.depth_options.provider_class", lambda _: Depth)
-    for name in ("strag", "vism"):
-        monkeypatch.setattr(FileModels, name, noting(loads, name, getattr(FileModels, name)))
-    return loads
-
-
-def noting(loads, name, load):
-    @contextmanager
-    def noted(models, num_frames, size_hw):
-        loads.append(name)
-        with load(models, num_frames, size_hw) as pipeline:
-            yield pipeline
-        loads.append(f"{name} freed")
-
-    return noted
-
-
-@pytest.fixture
-def command(folder, weight_files):
-    folder.items(["fine"] * 3)
-    (folder.path / "photos").mkdir()
-    for index in range(3):
-        path = folder.path / f"{index}.png"
-        path.rename(folder.path / "photos" / path.name)
-    weights = [f"--weights={name}={path}" for name, path in weight_files.items()]
-    return [
-        "generate", str(folder.path / "photos"), *weights, "--prompt", "the ball moves left",
-        "--depth", "stand-in", "--profile", "own", "--num-frames", "5", "--size-hw", "32", "48",
-        "--num-steps", "2", "--step-cache", "0.5", "--camera", "orbit-left",
-        "--camera", "dolly-zoom", "--device", "cpu", "-o", str(folder.path / "out"),
-    ]  # fmt: skip
-
-
-def test_the_command_loads_each_network_once_and_results_are_those_of_single_runs(
-    folder, command, counted, capsys
-):
-    assert main(command) == 0
-    once = ["depth", "strag", "strag freed", "vism", "vism freed"]
-    assert counted == once
-    assert capsys.readouterr().out.count("time and memory") == 3
-    counted.clear()
-    assert main(command) == 0
-    assert counted == []
-    for index in range(3):
-        alone = folder.path / "alone" / str(index)
-        photo = folder.path / "photos" / f"{index}.png"
-        assert main([command[0], str(photo), *command[2:-1], str(alone)]) == 0
-        assert results(alone) == results(folder.path / "out" / str(index))
-    assert counted == 3 * once
-
-
-def test_a_full_device_fails_one_image_in_words_and_leaves_the_others(
-    folder, command, caplog, monkeypatch
-):
-    generate = StragPipeline.generate
-
-    def full(pipeline, image, *args, **kwargs):
-        if torch.equal(image, load_image(folder.path / "photos" / "1.png")):
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return generate(pipeline, image, *args, **kwargs)
-
-    monkeypatch.setattr(StragPipeline, "generate", full)
-    monkeypatch.setattr(
-        "more4d_backend.cli.depth_options.provider_class",
-        lambda _: type(
-            "Depth", (StandInDepth,), {"load": classmethod(lambda cls, *_, **__: cls())}
-        ),
-    )
-    assert main([*command, "--no-complete"]) == 1
-    listed = [record.getMessage() for record in caplog.records[-2:]]
-    assert "1.png: cpu ran out of memory in mode resident" in listed[0]
-    assert listed[1] == "2 of 3 done."
-    assert all((folder.path / "out" / name / "contact-sheet.png").exists() for name in "02")
