@@ -44,12 +44,15 @@ def global_state_stays(request):
     assert not changed, f"{request.node.name} left behind (before, after): {changed}"
 
 
+_TELL_THEMSELVES = ("TORCH", "PY", "LD_LIBRARY_PATH")
+
+
 def _global_state() -> dict[str, object]:
     import torch
 
     state: dict[str, object] = {
-        # torch and pytest tell themselves things by their variables.
-        **{f"${n}": v for n, v in os.environ.items() if not n.startswith(("TORCH", "PY"))},
+        # torch and pytest tell themselves things by their variables; OpenCV adds its folder.
+        **{f"${n}": v for n, v in os.environ.items() if not n.startswith(_TELL_THEMSELVES)},
         "working folder": os.getcwd(),
         "signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "log level": logging.getLogger().level,

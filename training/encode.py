@@ -29,8 +29,10 @@ from .data.loader import TrainingLoader
 from .data.samples import TrainingBatch
 from .data.sources import training_samples
 from .recipes import StragConfig, VismConfig
+from .run.checkpoints import plain
 from .run.command_line import exit_with, parse_config
 from .run.settings import SettingsError
+from .run.sharding import RANKS_WAIT, check_same_config, check_shared_folder
 from .train_strag import StragGiven
 from .train_vism import VismGiven
 
@@ -44,7 +46,8 @@ def encode(config: StragConfig | VismConfig) -> Path:
     """Encode what `data.train` names into `data.encoded`, and return that folder.
 
     Raises:
-        SettingsError: `data.encoded` is not set, or already holds files; or there is no VAE.
+        SettingsError: `data.encoded` is not set, or already holds files; there is no VAE; there are
+            fewer samples than one batch of all ranks; or ranks differ in settings or folders.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -55,8 +58,9 @@ def encode(config: StragConfig | VismConfig) -> Path:
             f"data.encoded is {folder}; expected an empty or a new folder for the encoded samples."
         )
     _check_vaes(config)
-    ranks = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    ranks.wait_for_everyone()  # none writes into the folder before all have seen that it is empty
+    ranks = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=RANKS_WAIT)
+    check_same_config(ranks, plain(config))
+    check_shared_folder(ranks, folder)
     device = torch.device(ranks.device or "cpu")
     torch.backends.cudnn.benchmark = True  # all clips have one size
     given: StragGiven | VismGiven
@@ -70,6 +74,7 @@ def encode(config: StragConfig | VismConfig) -> Path:
             fuse_norms(run_whole_clips(given.motion_vae.vae))
     drawn = replace(config, data=replace(config.data, encoded=None))
     dataset = training_samples(drawn.data, device, novel_views=novel)
+    _check_count(len(dataset), config.run.batch_size * ranks.num_processes)  # type: ignore[arg-type]
     loader = TrainingLoader.of_run(dataset, drawn, ranks.process_index, ranks.num_processes)
     writer = EncodedWriter(
         folder, given.about, samples_per_file=_SAMPLES_PER_FILE, rank=ranks.process_index
@@ -88,6 +93,19 @@ def encode(config: StragConfig | VismConfig) -> Path:
     _log.info("%s: %d samples of rank %d", folder, writer.num_samples, ranks.process_index)
     ranks.wait_for_everyone()
     return folder
+
+
+def _check_count(count: int, batch_of_all: int) -> None:
+    if count < batch_of_all:
+        raise SettingsError(
+            f"There are {count} samples, and a batch of all ranks has {batch_of_all}. Lower "
+            "run.batch_size, or start fewer processes."
+        )
+    if left := count % batch_of_all:
+        _log.warning(
+            "%d of %d samples are left out: they do not fill a batch of all ranks (%d).",
+            *(left, count, batch_of_all),
+        )
 
 
 def _check_vaes(config: StragConfig | VismConfig) -> None:

@@ -46,7 +46,8 @@ class ParameterAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        kept = {name: value.clone() for name, value in self._parameters.items()}
+        # In main memory: a GPU that just holds the parameters and their mean is full.
+        kept = {name: value.to("cpu", copy=True) for name, value in self._parameters.items()}
         self._parameters.write(self.mean)
         for name, value in kept.items():
             self.mean[name].copy_(value)

@@ -39,6 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.loader import LoaderState
+from .settings import SettingsError
 
 _log = logging.getLogger(__name__)
 
@@ -145,6 +146,24 @@ class CheckpointFolder:
         """Return the newest checkpoint, if there is one."""
         steps = self.steps()
         return self.path(steps[-1]) if steps else None
+
+    def to_resume(self, resume: str) -> Path | None:
+        """Return the checkpoint that `run.resume` means; None: a new run.
+
+        Raises:
+            SettingsError: there is one, and `resume` is "never".
+        """
+        latest = self.latest()
+        if resume == "latest":
+            return latest
+        if resume != "never":
+            return Path(resume)
+        if latest is not None:
+            raise SettingsError(
+                f"{self.folder} already holds {latest.name} and run.resume is 'never'. Choose "
+                "another output folder, or run.resume 'latest'."
+            )
+        return None
 
     def _entries(self) -> list[Path]:
         return list(self.folder.iterdir()) if self.folder.is_dir() else []

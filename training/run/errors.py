@@ -29,7 +29,9 @@ def not_finite_message(per_sample: Tensor, names: Sequence[str], step: int) -> s
 
 
 @contextmanager
-def explaining_out_of_memory(settings: RunSettings, *, sharded: bool) -> Iterator[None]:
+def explaining_out_of_memory(
+    settings: RunSettings, *, sharded: bool, offloads: bool = False
+) -> Iterator[None]:
     """Turn CUDA's out-of-memory error into one that says what to change.
 
     Raises:
@@ -38,10 +40,11 @@ def explaining_out_of_memory(settings: RunSettings, *, sharded: bool) -> Iterato
     try:
         yield
     except torch.cuda.OutOfMemoryError as e:
-        raise TrainingMemoryError(memory_advice(settings, sharded=sharded)) from e
+        advice = memory_advice(settings, sharded=sharded, offloads=offloads)
+        raise TrainingMemoryError(advice) from e
 
 
-def memory_advice(settings: RunSettings, *, sharded: bool) -> str:
+def memory_advice(settings: RunSettings, *, sharded: bool, offloads: bool = False) -> str:
     """Say which of batch, checkpointing, sharding and size to change, in that order of cost."""
     advice = []
     if settings.precision == "fp32":
@@ -51,10 +54,12 @@ def memory_advice(settings: RunSettings, *, sharded: bool) -> str:
     elif settings.kept_blocks > 0:
         advice.append(f"lower run.kept_blocks from {settings.kept_blocks} (slower)")
     if settings.batch_size > 1:
+        parts = _smallest_factor(settings.batch_size)
         advice.append(
-            f"lower run.batch_size from {settings.batch_size} to {settings.batch_size // 2} and "
-            f"raise run.accumulation from {settings.accumulation} to {2 * settings.accumulation} "
-            "(the same batch per update)"
+            f"lower run.batch_size from {settings.batch_size} to {settings.batch_size // parts} "
+            f"and raise run.accumulation from {settings.accumulation} to "
+            f"{parts * settings.accumulation} (the same batch per update; a run that has "
+            "checkpoints keeps both: start a new one from its weights)"
         )
     if not sharded:
         advice.append(
@@ -63,11 +68,19 @@ def memory_advice(settings: RunSettings, *, sharded: bool) -> str:
             "divided by their number)"
         )
     else:
+        offload = (
+            ", or launch with the *_offload.yaml of the same engine in training/launch, which "
+            "keeps the optimiser in main memory (slow)"
+        )
         advice.append(
-            "split over more GPUs, or launch with training/launch/fsdp_offload.yaml, which keeps "
-            "parameters and optimiser in main memory (slow)"
+            "split over more GPUs (a new run, from the gathered weights)"
+            + ("" if offloads else offload)
         )
     if settings.ema_decay is not None:
         advice.append("set run.ema_decay to None (4 bytes per trained parameter)")
     advice.append("train at a smaller data.size")
     return "The device is out of memory. In this order: " + "; ".join(advice) + "."
+
+
+def _smallest_factor(number: int) -> int:
+    return next(factor for factor in range(2, number + 1) if number % factor == 0)

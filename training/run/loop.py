@@ -34,14 +34,18 @@ from .fragments import allocate, fragments_of
 from .objectives import Objective
 from .optimizers import fuse, make_optimizer, trained_parameters
 from .records import RunRecords, check_tracker
-from .settings import SettingsError, TrainerSettings
+from .settings import TrainerSettings
 from .sharding import (
     Engine,
     check_launch,
     check_same_config,
+    check_shared_folder,
     deepspeed_backward,
     deepspeed_step,
     engine_of,
+    launch_of,
+    new_accelerator,
+    offloads,
     set_engine_up,
 )
 from .state import RunState
@@ -63,38 +67,30 @@ class TrainingRun:
 
         Raises:
             SettingsError: the tracker or DeepSpeed is missing, one process is to share parameters,
-                ranks have different settings, or the output folder has a run and resuming is off.
+                ranks have different settings, configurations or output folders, or the output
+                folder has a run and resuming is off.
         """
-        from accelerate import Accelerator
-        from accelerate.utils import (
-            GradientAccumulationPlugin,
-            ProjectConfiguration,
-            set_seed,
-        )
+        from accelerate.utils import set_seed
 
         self.config, self.settings = config, config.run
         check_tracker(self.settings.tracker)
         check_launch()
         self.output = self.settings.output
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if self.settings.precision == "bf16" else "no",
-            # The argument of that name would give way to what a launch configuration says.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(self.settings.accumulation),
-            log_with=None if self.settings.tracker == "none" else self.settings.tracker,
-            project_config=ProjectConfiguration(str(self.output), str(self.output / "logs")),
-        )
+        self.accelerator = new_accelerator(self.settings)
         self.device = self.accelerator.device
         self.rank, self.num_ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
         self.engine: Engine | None = engine_of(self.accelerator)
         self.is_sharded = self.engine is not None
         self._plain_config = plain(config)
-        check_same_config(self.accelerator, self._plain_config)
+        launch = launch_of(self.accelerator)
+        check_same_config(self.accelerator, {**self._plain_config, "launch": launch})
+        check_shared_folder(self.accelerator, self.output)
         set_seed(self.settings.seed, device_specific=False)
         self.step = 0
         self.progress = 0.0
         self.checkpoints = CheckpointFolder(self.output, self.settings.checkpoints_kept)
-        self._checkpoint = self._find_checkpoint()
+        self._checkpoint = self.checkpoints.to_resume(self.settings.resume)
         self._terminated = self._asked_to_stop = False
         self._losses: list[float] = []
         self._wait_s = 0.0
@@ -115,7 +111,18 @@ class TrainingRun:
         Raises:
             CheckpointError: the checkpoint to resume from is damaged, or of another recipe.
             SettingsError: what is trained cannot be trained so; see `make_optimizer`.
+            TrainingMemoryError: the device is full; says what to change.
         """
+        with self._explaining_out_of_memory():
+            self._prepare(objective, loader, learning_rate_scales, fill)
+
+    def _prepare(
+        self,
+        objective: nn.Module,
+        loader: TrainingLoader,
+        learning_rate_scales: Mapping[str, float] | None,
+        fill: Callable[[nn.Module], None] | None,
+    ) -> None:
         optimizer, self._names = make_optimizer(
             objective, self.config.optimizer, learning_rate_scales or {}
         )
@@ -186,7 +193,7 @@ class TrainingRun:
             TrainingMemoryError: the device is full; says what to change.
         """
         with (
-            explaining_out_of_memory(self.settings, sharded=self.is_sharded),
+            self._explaining_out_of_memory(),
             self.accelerator.accumulate(self.objective),
         ):
             per_sample = losses()
@@ -248,7 +255,7 @@ class TrainingRun:
         """Have the objective in evaluation mode, with the running mean if there is one."""
         self.objective.eval()
         try:
-            with self.averaged():
+            with self._explaining_out_of_memory(), self.averaged():
                 yield
         finally:
             self.objective.train()
@@ -289,18 +296,10 @@ class TrainingRun:
             tracker.finish()
         self.accelerator.wait_for_everyone()
 
-    def _find_checkpoint(self) -> Path | None:
-        resume, latest = self.settings.resume, self.checkpoints.latest()
-        if resume == "latest":
-            return latest
-        if resume != "never":
-            return Path(resume)
-        if latest is not None:
-            raise SettingsError(
-                f"{self.output} already holds {latest.name} and run.resume is 'never'. Choose "
-                "another output folder, or run.resume 'latest'."
-            )
-        return None
+    def _explaining_out_of_memory(self) -> AbstractContextManager[None]:
+        return explaining_out_of_memory(
+            self.settings, sharded=self.is_sharded, offloads=offloads(self.accelerator)
+        )
 
     def _new_average(self) -> ParameterAverage | None:
         decay = self.settings.ema_decay

@@ -1,17 +1,22 @@
 """Training split over ranks: what may be launched, and what FSDP2 and DeepSpeed must be told."""
 
+import importlib.metadata
 import json
 import logging
 import math
 import os
+import time
+import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .objectives import Objective
-from .settings import SettingsError, TrainerSettings
+from .settings import RunSettings, SettingsError, TrainerSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,6 +28,55 @@ _BLOCKS = ("WanTransformerBlock", "ResBlock", "SpatialTransformer", "TemporalTra
 
 Engine = Literal["fsdp", "zero2", "zero3"]
 """`zero2` stands for stages 1 and 2."""
+
+RANKS_WAIT = timedelta(hours=2)
+"""For each other. The usual ten minutes are over before 17 billion parameters are gathered from a
+slow disk."""
+_FOLDER_WAIT_S = 10.0
+"""What a network file system may need to show a new file on another machine."""
+_FSDP2_VERSIONS = {"accelerate": (1, 8), "torch": (2, 6)}
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """Processes that work together: an `Accelerator`, or accelerate's `PartialState`."""
+
+    @property
+    def num_processes(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the first one."""
+        ...
+
+
+def new_accelerator(settings: RunSettings) -> "Accelerator":
+    """Join the other ranks as the launch configuration says."""
+    from accelerate import Accelerator
+    from accelerate.utils import (
+        GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
+        ProjectConfiguration,
+    )
+
+    return Accelerator(
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        # The argument of that name would give way to what a launch configuration says.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            settings.accumulation,
+            # Until they are summed up, every rank has the gradients of all parameters whole.
+            sync_each_batch=_uses("FSDP"),
+        ),
+        log_with=None if settings.tracker == "none" else settings.tracker,
+        project_config=ProjectConfiguration(str(settings.output), str(settings.output / "logs")),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=RANKS_WAIT)],
+    )
+
+
+def _uses(engine: Literal["FSDP", "DEEPSPEED"]) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{engine}") == "true"
 
 
 def engine_of(accelerator: "Accelerator") -> Engine | None:
@@ -37,17 +91,29 @@ def engine_of(accelerator: "Accelerator") -> Engine | None:
     return None
 
 
+def offloads(accelerator: "Accelerator") -> bool:
+    """Return whether an engine keeps anything in main memory."""
+    state: Any = accelerator.state
+    engine = engine_of(accelerator)
+    if engine == "fsdp":
+        return bool(state.fsdp_plugin.cpu_offload)
+    if engine is None:
+        return False
+    plugin = state.deepspeed_plugin
+    places = {plugin.offload_optimizer_device, plugin.offload_param_device}
+    return bool(places - {None, "none"})
+
+
 def check_launch() -> None:
     """Refuse, before anything is loaded, a launch that cannot train split over ranks.
 
     Raises:
-        SettingsError: DeepSpeed is not installed, FSDP is of version 1, or there is one process and
-            nothing to gain.
+        SettingsError: DeepSpeed is not installed, FSDP is of version 1, accelerate or torch is too
+            old for version 2, or there is one process and nothing to gain.
     """
     import importlib.util
 
-    use_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    use_fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    use_deepspeed, use_fsdp = _uses("DEEPSPEED"), _uses("FSDP")
     if use_deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise SettingsError(
             "The launch configuration asks for DeepSpeed, which is not installed: "
@@ -59,6 +125,8 @@ def check_launch() -> None:
             "The launch configuration asks for the first version of FSDP. Add fsdp_version: 2 to "
             "its fsdp_config, or launch with training/launch/fsdp.yaml."
         )
+    if use_fsdp:
+        _check_versions()
     offload = [
         os.environ.get(name, "none")
         for name in ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "FSDP_OFFLOAD_PARAMS")
@@ -72,13 +140,75 @@ def check_launch() -> None:
         )
 
 
-def check_same_config(accelerator: "Accelerator", config: Mapping[str, Any]) -> None:
+def _check_versions() -> None:
+    for package, needed in _FSDP2_VERSIONS.items():
+        version = importlib.metadata.version(package)
+        if tuple(int(part) for part in version.split(".")[:2]) < needed:
+            wanted = ".".join(map(str, needed))
+            raise SettingsError(
+                f"FSDP2 needs {package} {wanted} or newer, and {version} is installed: "
+                f'pip install "{package}>={wanted}". Or launch with a DeepSpeed configuration.'
+            )
+
+
+def launch_of(accelerator: "Accelerator") -> dict[str, Any]:
+    """Return what all ranks must have been launched with alike."""
+    return {
+        "engine": engine_of(accelerator) or "none",
+        "offload": offloads(accelerator),
+        "num_processes": accelerator.num_processes,
+    }
+
+
+def check_shared_folder(ranks: Ranks, folder: Path) -> None:
+    """Make the output folder, and refuse one that the ranks do not share.
+
+    Raises:
+        SettingsError: on every rank; says which ranks do not see what the first one writes.
+    """
+    if ranks.num_processes == 1:
+        return
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    told: list[Any] = [None, f".shared-{uuid.uuid4().hex}"]
+    if ranks.is_main_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / told[1]).touch()
+        except OSError as e:
+            told[0] = str(e)
+    broadcast_object_list(told)
+    if told[0] is not None:
+        raise SettingsError(f"{folder} cannot be written: {told[0]}.")
+    seen = gather_object([_appears(folder / told[1])])
+    if ranks.is_main_process:
+        (folder / told[1]).unlink()
+    if not all(seen):
+        blind = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
+        raise SettingsError(
+            f"{folder} is not shared by all ranks: rank {blind} does not see what rank 0 writes "
+            "there. Every rank writes its part of a checkpoint: give one folder that all machines "
+            "see, and start all ranks in the same folder or name it absolutely."
+        )
+
+
+def _appears(path: Path) -> bool:
+    end = time.monotonic() + _FOLDER_WAIT_S
+    # Not path.exists(): a network file system remembers that something was not there.
+    while not (found := path.parent.is_dir() and path.name in os.listdir(path.parent)):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return found
+
+
+def check_same_config(ranks: Ranks, config: Mapping[str, Any]) -> None:
     """Refuse ranks that were started with different settings.
 
     Raises:
         SettingsError: on every rank; names the settings.
     """
-    if accelerator.num_processes == 1:
+    if ranks.num_processes == 1:
         return
     from accelerate.utils import gather_object
 
@@ -92,7 +222,7 @@ def check_same_config(accelerator: "Accelerator", config: Mapping[str, Any]) -> 
     if differing:
         raise SettingsError(
             f"The ranks have different settings: {', '.join(sorted(differing))}. Start all of "
-            "them, on every machine, with the same command line."
+            "them, on every machine, with the same command line and launch configuration."
         )
 
 

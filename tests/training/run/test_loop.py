@@ -249,11 +249,47 @@ def test_advice_names_only_what_is_left_to_change():
     settings = RunSettings(output=Path("x"), num_steps=1, batch_size=1)
     advice = memory_advice(settings, sharded=True)
     assert "data.size" in advice
-    assert "fsdp_offload.yaml" in advice
+    assert "_offload.yaml" in advice
+    assert "_offload.yaml" not in memory_advice(settings, sharded=True, offloads=True)
     for word in ("batch_size", "checkpointing", "kept", "fsdp.yaml", "ema_decay", "precision"):
         assert word not in advice
     kept = replace(settings, kept_blocks=0.3)
     assert "lower run.kept_blocks from 0.3" in memory_advice(kept, sharded=True)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "said"),
+    [(2, 1, "from 2 to 1 and raise run.accumulation from 1 to 2"),
+     (3, 2, "from 3 to 1 and raise run.accumulation from 2 to 6"),
+     (9, 1, "from 9 to 3 and raise run.accumulation from 1 to 3")],
+)  # fmt: skip
+def test_a_smaller_batch_that_is_advised_keeps_the_batch_of_an_update(batch, accumulation, said):
+    settings = RunSettings(
+        output=Path("x"), num_steps=1, batch_size=batch, accumulation=accumulation
+    )
+    assert said in memory_advice(settings, sharded=False)
+
+
+def _no_memory(*_, **__):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+def test_no_memory_is_explained_while_a_run_is_prepared_and_while_it_validates(
+    stand_in, data, tmp_path, monkeypatch
+):
+    from accelerate import Accelerator
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "prepare", _no_memory)
+        with pytest.raises(TrainingMemoryError, match=r"fsdp\.yaml"):
+            stand_in.train(stand_in.config(data, tmp_path / "prepared", 1))
+
+    def validate(run):
+        with run.evaluating():
+            _no_memory()
+
+    with pytest.raises(TrainingMemoryError, match=r"fsdp\.yaml"):
+        stand_in.train(stand_in.config(data, tmp_path / "validated", 1), each=validate)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(stand_in, data, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Training split over two processes of the CPU (gloo), against one process."""
 
+import importlib.metadata
 import importlib.util
 import json
 import socket
@@ -26,7 +27,12 @@ from training.run.checkpoints import CheckpointError, CheckpointFolder, plain
 from training.run.export import Export
 from training.run.objectives import Objective
 from training.run.settings import SettingsError
-from training.run.sharding import check_launch, check_same_config, set_engine_up
+from training.run.sharding import (
+    check_launch,
+    check_same_config,
+    new_accelerator,
+    set_engine_up,
+)
 from training.run.state import RunState
 
 SCRIPT = Path(__file__).with_name("sharded_run.py")
@@ -248,8 +254,35 @@ def test_deepspeed_that_is_not_installed_has_its_pip_line(monkeypatch):
         check_launch()
 
 
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_under_fsdp_no_rank_keeps_whole_gradients_from_batch_to_batch(engine, monkeypatch, small):
+    import accelerate
+
+    told = {}
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **settings: told.update(settings))
+    new_accelerator(small(strag_tiny, 2, accumulation=3).run)
+    plugin = told["gradient_accumulation_plugin"]
+    assert plugin.num_steps == 3
+    assert plugin.sync_each_batch == (engine == "FSDP")
+
+
+@pytest.mark.parametrize(("package", "version"), [("accelerate", "1.6.0"), ("torch", "2.5.1+cpu")])
+def test_what_is_too_old_for_fsdp2_has_its_pip_line(package, version, monkeypatch):
+    there = importlib.metadata.version
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: version if name == package else there(name)
+    )
+    with pytest.raises(SettingsError, match=rf"pip install \"{package}>=\d\.\d\""):
+        check_launch()
+
+
 class _TwoRanks:
     num_processes = 2
+    is_main_process = True
 
     def __init__(self):
         plugin = SimpleNamespace(zero_stage=2, deepspeed_config={"zero_optimization": {}})
