@@ -1,6 +1,7 @@
 """The trainer of the embedded Geo4D: its loop, its settings, and a whole small run."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from more4d_backend.geo4d.modalities import RAY_MOMENTS
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
 from training import train_tiny_geo4d
+from training.geo4d.objectives import ModalityWeights
 from training.geo4d.pools import LatentPool
 from training.geo4d.quality import WindowErrors, WindowQuality, best_num_steps
 from training.geo4d.tiny_settings import PhaseEnds, TinyGeo4DTraining
@@ -164,6 +167,29 @@ def test_what_is_told_of_a_unet_that_knows_nothing_is_1_for_every_modality(caplo
     told = dict(part.rsplit(" ", 1) for part in caplog.messages[-1].split(": ")[1].split(", "))
     for name in ("points", "ray_directions", "ray_moments", "disparity"):
         assert float(told[name]) == pytest.approx(1.0, abs=0.15), name
+
+
+@pytest.mark.parametrize(("ray_moments", "are_learnt"), [(0.0, False), (1.0, True)])
+def test_the_unet_learns_nothing_of_a_modality_that_does_not_count(ray_moments, are_learnt):
+    torch.manual_seed(0)
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    video, geometry = torch.randn(8, 4, 4, 4, 4), torch.randn(8, 16, 4, 4, 4)
+    other = geometry.clone()
+    other[:, RAY_MOMENTS] = torch.randn(8, 4, 4, 4, 4)
+    training = replace(
+        SMALL,
+        unet_windows=8,
+        points_share=0.0,
+        one_step_share=1.0,
+        modality_weights=ModalityWeights(ray_moments=ray_moments),
+    )
+    learnt = []
+    for latents in (geometry, other):
+        one = deepcopy(networks)
+        pool, generator = LatentPool(video=video, geometry=latents), torch.Generator()
+        train_unet(one, pool, training, generator.manual_seed(0), TimeBox(steps=1))
+        learnt.append(torch.cat([p.detach().flatten() for p in one.unet.parameters()]))
+    assert torch.equal(*learnt) != are_learnt
 
 
 def test_settings_that_cannot_be_are_refused():

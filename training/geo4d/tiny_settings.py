@@ -13,6 +13,7 @@ from more4d_backend.geo4d.sizes import LARGEST_CAMERA_WEIGHT, Geo4DSize
 from ..procedural.clips import ClipSettings
 from ..run.settings import SettingsError
 from ..run.time_boxes import Updates
+from .objectives import ModalityWeights
 
 SEEDS_APART = 1_000_000
 """The clips of training seed s begin at s times this."""
@@ -99,6 +100,9 @@ class TinyGeo4DTraining:
     noise_share: float = 0.5
     """Then, of the windows that are pure noise; of the rest, half are at the timesteps that
     sampling goes through, and half at any."""
+
+    modality_weights: ModalityWeights = field(default_factory=ModalityWeights)
+    """How much the relative error of each modality's latents counts in the UNet's training."""
 
     seed: int = 1
     """Of parameters and data."""

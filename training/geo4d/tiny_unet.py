@@ -55,6 +55,7 @@ def train_unet(
     said = ", ".join(f"{name} {variance[part].mean():.3f}" for name, part in CHANNELS.items())
     _log.info("Windows differ in variance: %s", said)
     scale = float(latent_scale()[_LAST]) ** 2
+    counts = training.modality_weights.of_channels(variance)
 
     def losses(step: int, progress: float) -> Losses:
         chosen = torch.randint(
@@ -75,7 +76,8 @@ def train_unet(
         at_last = (errors * last[:, None]).sum(0) / last.sum()
         unexplained = (at_last / (scale * variance)).detach()
         told = {n: unexplained[part].mean() for n, part in CHANNELS.items() if shown[part].all()}
-        return {"loss": relative[:, shown].mean()} | told
+        counted = counts * shown
+        return {"loss": (relative.mean(0) * counted).sum() / counted.sum()} | told
 
     networks.unet.train()
     parameters = dict(networks.unet.named_parameters()) | {"context": networks.context}
