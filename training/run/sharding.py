@@ -95,10 +95,12 @@ def offloads(accelerator: "Accelerator") -> bool:
     """Return whether an engine keeps anything in main memory."""
     state: Any = accelerator.state
     engine = engine_of(accelerator)
-    if engine == "fsdp":
-        return bool(state.fsdp_plugin.cpu_offload)
     if engine is None:
         return False
+    if engine == "fsdp":
+        from torch.distributed.fsdp import CPUOffloadPolicy
+
+        return isinstance(state.fsdp_plugin.cpu_offload, CPUOffloadPolicy)
     plugin = state.deepspeed_plugin
     places = {plugin.offload_optimizer_device, plugin.offload_param_device}
     return bool(places - {None, "none"})

@@ -32,6 +32,13 @@ ENGINES = {
     },
     "none": {},
 }
+ENGINES["zero2_offload"] = ENGINES["zero2"] | {
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+}
+ENGINES["zero3_offload"] = ENGINES["zero3"] | {
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu",
+}
 """What `accelerate launch` would set for the configurations in training/launch."""
 
 

@@ -71,7 +71,13 @@ def alone(tmp_path_factory) -> list[float]:
     return losses(output)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+OFFLOADING = [
+    pytest.param("zero2_offload", marks=needs_deepspeed),
+    pytest.param("zero3_offload", marks=needs_deepspeed),
+]
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, *OFFLOADING])
 def test_split_over_ranks_a_curve_is_that_of_one_process_also_after_a_kill(engine, alone, tmp_path):
     arguments = [*TINY.split(), "--accumulation", "2", "--ema-decay", "0.5"]
     launch = partial(_torchrun, engine, "drawn")
@@ -278,6 +284,23 @@ def test_what_is_too_old_for_fsdp2_has_its_pip_line(package, version, monkeypatc
     )
     with pytest.raises(SettingsError, match=rf"pip install \"{package}>=\d\.\d\""):
         check_launch()
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_kept_in_main_memory_is_seen(engine, keeps, monkeypatch):
+    from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+
+    from training.run import sharding
+
+    if engine == "fsdp":
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_offload=keeps)
+    else:
+        place = "cpu" if keeps else "none"
+        plugin = DeepSpeedPlugin(zero_stage=int(engine[-1]), offload_optimizer_device=place)
+    state = SimpleNamespace(fsdp_plugin=plugin, deepspeed_plugin=plugin)
+    monkeypatch.setattr(sharding, "engine_of", lambda _: engine)
+    assert sharding.offloads(SimpleNamespace(num_processes=2, state=state)) == keeps
 
 
 class _TwoRanks:
