@@ -18,6 +18,7 @@ from ..generation import (
     Item,
     ModelChoice,
     Models,
+    Outcome,
     choose_models,
     image_to_4d_video,
     images_to_4d_videos,
@@ -241,8 +242,8 @@ class Generate:
     contact-sheet.png and run.json. Run again into the same folder, it redoes only what changed.
 
     A folder of images, or a CSV file with the columns image, prompt and (optional) depth, makes one
-    subfolder per image, and each network is loaded once for all; items that fail are listed at the
-    end, and the others are finished.
+    subfolder per image, and networks are loaded once for ten images of one size; items that fail
+    are listed at the end, and the others are finished.
     """
 
     source: Positional[Path]
@@ -305,13 +306,15 @@ class Generate:
 
 def _generate_all(items: list[Item], models: Models) -> int:
     """Generate a batch; 1 if some failed."""
-    outcomes = images_to_4d_videos(items, models, report=_bars())
     failed: list[str] = []
-    for item, outcome in zip(items, outcomes, strict=True):
+
+    def done(item: Item, outcome: Outcome) -> None:
         if outcome.error is None:
             _tell(item.folder, outcome.outputs)
         else:
             failed.append(f"{item.name}: {outcome.error}")
+
+    images_to_4d_videos(items, models, report=_bars(), done=done)
     for line in failed:
         LOGGER.error("%s", line)
     LOGGER.info("%d of %d done.", len(items) - len(failed), len(items))

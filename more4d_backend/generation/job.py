@@ -24,9 +24,9 @@ from .stages import (
 
 _log = logging.getLogger(__name__)
 
-_RUNS_AT_ONCE = 100
-"""Images that go through the stages side by side. Each holds the lock of its folder, an open file,
-of which macOS gives a process 256; and the first results should not wait for the last image."""
+_RUNS_AT_ONCE = 10
+"""Images that go through the stages side by side: loading is a small part then, and neither the
+first results nor a network that does not fit wait for the last image."""
 
 _Attempt = Callable[[list[Run], Callable[[Run], None]], list[Run]]
 """Takes each run through a stage; returns those that go on."""
@@ -64,13 +64,17 @@ def image_to_4d_video(
 
 
 def images_to_4d_videos(
-    items: Sequence[Item], models: Models, *, report: Report = lambda _: None
+    items: Sequence[Item],
+    models: Models,
+    *,
+    report: Report = lambda _: None,
+    done: Callable[[Item, Outcome], None] = lambda *_: None,
 ) -> list[Outcome]:
-    """Do for many images what `image_to_4d_video` does for one; load each network once for all.
+    """Do for many images what `image_to_4d_video` does for one; load networks once for ten of them.
 
-    That is once per hundred images, and once more for another size or after a failure. An image
-    that fails is left out of the later stages, and the others go on. What is finished when the
-    batch is interrupted will be reused.
+    A network is loaded once more for another size or after a failure. An image that fails, also by
+    an exception that `report` raises, is left out of the later stages, and the others go on; `done`
+    is told of ten at a time. What is finished when the batch is interrupted will be reused.
     """
     errors: dict[Run, str] = {}
 
@@ -85,14 +89,16 @@ def images_to_4d_videos(
         return [run for run in runs if run not in errors]
 
     runs = [Run.of(item, models, report) for item in items]
+    outcomes: list[Outcome] = []
     for start in range(0, len(runs), _RUNS_AT_ONCE):
-        _run_stages(runs[start : start + _RUNS_AT_ONCE], models, attempt)
-    return [
-        Outcome(outputs=[], error=errors[run])
-        if run in errors
-        else Outcome(outputs=camera_outputs(run))
-        for run in runs
-    ]
+        some = runs[start : start + _RUNS_AT_ONCE]
+        _run_stages(some, models, attempt)
+        for run in some:
+            failed = run in errors
+            outcome = Outcome(outputs=[] if failed else camera_outputs(run), error=errors.get(run))
+            outcomes.append(outcome)
+            done(run.item, outcome)
+    return outcomes
 
 
 def _run_stages(runs: list[Run], models: Models, attempt: _Attempt) -> None:

@@ -29,6 +29,7 @@ class KeptPipeline(Generic[PipelineT]):
         self._load = load
         self._loaded = ExitStack()
         self._kept: tuple[PipelineT, tuple[int, int, int]] | None = None
+        self._not_loaded: dict[tuple[int, int, int], str] = {}
 
     def __enter__(self) -> "KeptPipeline[PipelineT]":
         return self
@@ -60,8 +61,14 @@ class KeptPipeline(Generic[PipelineT]):
             planned, wanted = ("{} frames of {} x {}".format(*s) for s in (self._kept[1], size))
             _log.info("%s was planned for %s; loading it anew for %s.", self._name, planned, wanted)
             self.__exit__(None, None, None)
+        if size in self._not_loaded:  # it would fail again, for every image
+            raise RuntimeError(f"{self._name} cannot be loaded: {self._not_loaded[size]}")
         num_frames, *size_hw = size
-        pipeline = self._loaded.enter_context(self._load(num_frames, (size_hw[0], size_hw[1])))
+        try:
+            pipeline = self._loaded.enter_context(self._load(num_frames, (size_hw[0], size_hw[1])))
+        except Exception as e:
+            self._not_loaded[size] = str(e) or type(e).__name__
+            raise
         self._kept = pipeline, size
         return pipeline
 

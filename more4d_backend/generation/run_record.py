@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,6 +62,9 @@ class Stage:
     """Largest host memory that the process had held when the stage ended, earlier stages
     included; None where the system does not tell."""
 
+    earlier: bool = False
+    """Of an earlier run, whose settings were others perhaps: this one has not come to it."""
+
 
 class RunRecord:
     """The stages of one run, in one folder."""
@@ -107,7 +110,7 @@ class RunRecord:
         earlier = self._earlier.get(name)
         if earlier is not None and earlier.inputs_sha256 == key and self._intact(earlier, outputs):
             _log.info("%s%s: reused, nothing that it depends on has changed.", self._said, name)
-            self._stages[name] = earlier
+            self._stages[name] = replace(earlier, earlier=False)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _measured() as measured:
@@ -149,7 +152,8 @@ class RunRecord:
     def _write(self) -> None:
         # An earlier run's stages stay until this one comes to them: a batch that is interrupted
         # may not have come to stages that are done.
-        stages = self._stages | {n: s for n, s in self._earlier.items() if n not in self._stages}
+        earlier = {n: replace(stage, earlier=True) for n, stage in self._earlier.items()}
+        stages = earlier | self._stages
         document = {
             "format": _FORMAT,
             "version": 1,
@@ -168,7 +172,7 @@ def stage_table(folder: Path) -> tuple[list[str], list[list[str]]]:
     Raises:
         FileFormatError: run.json is not ours.
     """
-    stages = _read_stages(folder / RUN_FILE).values()
+    stages = [s for s in _read_stages(folder / RUN_FILE).values() if not s.earlier]
     rows = [[s.name, f"{s.seconds:.1f}", _mebibytes(s)] for s in stages]
     peaks = [s.peak_process_bytes for s in stages if s.peak_process_bytes is not None]
     peak = f"{max(peaks) / 2**20:.0f}" if peaks else "unknown"

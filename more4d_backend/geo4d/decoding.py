@@ -30,7 +30,7 @@ from .windows import Window
 
 _SMALLEST_LATENT = 8
 """Sides of a reduced latent, at least: below, the decoder's convolutions see mostly its border, and
-cameras become worse (those of the embedded networks by a tenth at 6 x 8)."""
+cameras become worse."""
 _SMALLEST_SIGMA = 1e-4
 """So that sigma does not become 0 in half precision."""
 

@@ -251,6 +251,54 @@ def test_after_a_failure_in_a_network_the_next_image_gets_a_new_one(folder, monk
     assert [load[0] for load in folder.models.loads[1:]] == ["strag", "strag", "vism"]
 
 
+def test_a_network_that_cannot_be_loaded_is_tried_once(folder, monkeypatch):
+    tries = []
+
+    def too_large(num_frames, size_hw):
+        tries.append(size_hw)
+        raise MemoryError("4D-ViSM does not fit.")
+
+    monkeypatch.setattr(job._log, "disabled", True)
+    monkeypatch.setattr(folder.models, "vism", too_large)
+    outcomes = images_to_4d_videos(folder.items(["fine"] * 3), folder.models)
+    assert tries == [WIDE]
+    assert all("4D-ViSM does not fit." in outcome.error for outcome in outcomes)
+
+
+def test_results_and_failures_are_told_part_by_part(folder, monkeypatch):
+    monkeypatch.setattr(job, "_RUNS_AT_ONCE", 2)
+    monkeypatch.setattr(job._log, "disabled", True)
+    items, told = folder.items(["fine", "motion", "fine"]), []
+
+    def done(item, outcome):
+        told.append((items.index(item), outcome.error, len(folder.models.loads)))
+
+    images_to_4d_videos(items, folder.models, done=done)
+    assert [entry[:2] for entry in told] == [(0, None), (1, "no motion today"), (2, None)]
+    assert told[0][2] == told[1][2] < told[2][2]  # before the third one's networks were loaded
+
+
+def test_stages_of_an_earlier_run_are_marked_until_this_one_comes_to_them(folder, monkeypatch):
+    (item,) = folder.items(["fine"])
+    images_to_4d_videos([item], folder.models)
+    another = replace(item, settings=replace(item.settings, prompt="it moves otherwise"))
+
+    def fail(*_, **__):
+        raise RuntimeError("not today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job._log, "disabled", True)
+        patch.setattr(StandInVism, "complete", fail)
+        images_to_4d_videos([another], folder.models)
+    stages = json.loads((item.folder / "run.json").read_text())["stages"]
+    earlier = {stage["name"] for stage in stages if stage["earlier"]}
+    assert "orbit-left: complete" in earlier
+    assert not earlier & {"depth", "scene", "orbit-left: render"}
+    images_to_4d_videos([another], folder.models)
+    stages = json.loads((item.folder / "run.json").read_text())["stages"]
+    assert not any(stage["earlier"] for stage in stages)
+
+
 def test_what_is_done_when_a_batch_is_interrupted_is_reused(folder, results, monkeypatch):
     items, completed = folder.items(["fine"] * 3), []
     complete = StandInVism.complete

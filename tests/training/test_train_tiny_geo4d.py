@@ -14,6 +14,7 @@ from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sizes import GEO4D_SIZES
 from more4d_backend.weights.geo4d import load_geo4d, save_geo4d
 from training import train_tiny_geo4d
+from training.geo4d.objectives import CHANNELS as MODALITIES
 from training.geo4d.objectives import ModalityWeights
 from training.geo4d.pools import LatentPool
 from training.geo4d.quality import WindowErrors, WindowQuality, best_num_steps
@@ -195,6 +196,11 @@ def test_the_unet_learns_nothing_of_a_modality_that_does_not_count(ray_moments, 
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(SettingsError, match="minutes is 0"):
         replace(SMALL, minutes=0)
+    with pytest.raises(SettingsError, match=r"modality_weights\.points is 0"):
+        replace(SMALL, modality_weights=ModalityWeights(points=0), points_share=0.1)
+    for wrong in ({"points": -1.0}, dict.fromkeys(MODALITIES, 0.0)):
+        with pytest.raises(SettingsError, match="weights of the modalities"):
+            ModalityWeights(**wrong)
     with pytest.raises(SettingsError, match="camera_weight is -1"):
         replace(SMALL, camera_weight=-1.0)
     with pytest.raises(SettingsError, match="pool_size is 0"):

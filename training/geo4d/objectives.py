@@ -20,6 +20,7 @@ from more4d_backend.geo4d.vae import LATENT_SCALE, DecodedPoints, Geo4DVAE
 
 from ..run.export import Export
 from ..run.objectives import Objective
+from ..run.settings import SettingsError
 from .clips import BatchImages
 
 _SMALLEST_SIGMA = 1e-3
@@ -49,6 +50,13 @@ class ModalityWeights:
 
     disparity: float = 1.0
     """Disparity."""
+
+    def __post_init__(self) -> None:
+        weights = {name: getattr(self, name) for name in CHANNELS}
+        if not all(0 <= w < math.inf for w in weights.values()) or not any(weights.values()):
+            raise SettingsError(
+                f"The weights of the modalities are {weights}; expected 0 or more, not all 0."
+            )
 
     def of_channels(self, like: Tensor) -> Float[Tensor, " channel"]:
         """Return one weight per latent channel."""

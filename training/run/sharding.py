@@ -32,8 +32,8 @@ Engine = Literal["fsdp", "zero2", "zero3"]
 RANKS_WAIT = timedelta(hours=2)
 """For each other. The usual ten minutes are over before 17 billion parameters are gathered from a
 slow disk."""
-_FOLDER_WAIT_S = 10.0
-"""What a network file system may need to show a new file on another machine."""
+_FOLDER_WAIT_S = 90.0
+"""What a network file system may need to show a new file on another machine (NFS: a minute)."""
 _FSDP2_VERSIONS = {"accelerate": (1, 8), "torch": (2, 6)}
 
 
@@ -155,11 +155,13 @@ def _check_versions() -> None:
 
 def launch_of(accelerator: "Accelerator") -> dict[str, Any]:
     """Return what all ranks must have been launched with alike."""
-    return {
-        "engine": engine_of(accelerator) or "none",
-        "offload": offloads(accelerator),
-        "num_processes": accelerator.num_processes,
-    }
+    engine, state = engine_of(accelerator), accelerator.state
+    told: dict[str, Any] = {"engine": engine or "none", "offload": offloads(accelerator)}
+    if engine in ("zero2", "zero3"):
+        plugin: Any = state.deepspeed_plugin
+        places = (plugin.offload_optimizer_device, plugin.offload_param_device)
+        told |= {"zero_stage": plugin.zero_stage, "offload": [str(place) for place in places]}
+    return told
 
 
 def check_shared_folder(ranks: Ranks, folder: Path) -> None:
@@ -196,7 +198,7 @@ def check_shared_folder(ranks: Ranks, folder: Path) -> None:
 
 def _appears(path: Path) -> bool:
     end = time.monotonic() + _FOLDER_WAIT_S
-    # Not path.exists(): a network file system remembers that something was not there.
+    # Not path.exists(): a network file system remembers longer that a file was not there.
     while not (found := path.parent.is_dir() and path.name in os.listdir(path.parent)):
         if time.monotonic() > end:
             return False

@@ -32,6 +32,8 @@ ENGINES = {
     },
     "none": {},
 }
+"""What `accelerate launch` would set for the configurations in training/launch."""
+
 ENGINES["zero2_offload"] = ENGINES["zero2"] | {
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
 }
@@ -39,7 +41,6 @@ ENGINES["zero3_offload"] = ENGINES["zero3"] | {
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu",
 }
-"""What `accelerate launch` would set for the configurations in training/launch."""
 
 
 def join_the_ranks(engine: str) -> None:
