@@ -37,6 +37,12 @@ def test_networks_come_back_from_their_file(tmp_path, name):
     assert report.is_usable
 
 
+def toy_tensors():
+    """Return random values under our names, to be written with a header of the test's own."""
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    return {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
+
+
 def test_the_embedded_size_is_at_most_6_mb():
     assert 2 * Geo4DNetworks(GEO4D_SIZES["tiny"]).num_parameters <= 6e6
 
@@ -54,9 +60,7 @@ def test_the_file_says_in_how_many_steps_it_denoises(tmp_path, num_steps):
 def test_a_file_that_does_not_say_it_is_used_as_the_released_one_and_the_log_says_so(
     tmp_path, caplog
 ):
-    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
-    tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
-    save_file(tensors, tmp_path / "g.safetensors")
+    save_file(toy_tensors(), tmp_path / "g.safetensors")
     with caplog.at_level("INFO"):
         assert load_geo4d(tmp_path / "g.safetensors").num_steps == 5
     assert "does not say in how many steps it denoises: 5, as released." in caplog.text
@@ -64,10 +68,8 @@ def test_a_file_that_does_not_say_it_is_used_as_the_released_one_and_the_log_say
 
 @pytest.mark.parametrize("text", ["0", "x", "10000", "1001", "-1", "1.5", "", "05", "9" * 9999])
 def test_a_damaged_number_of_steps_is_refused(tmp_path, text):
-    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
-    tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
     path = tmp_path / "g.safetensors"
-    save_file(tensors, path, metadata={"more4d_num_steps": text})
+    save_file(toy_tensors(), path, metadata={"more4d_num_steps": text})
     with pytest.raises(WeightsError, match=r"denoises in '.{0,20}' steps; expected 1 to 1000\. It"):
         load_geo4d(path)
 
@@ -82,29 +84,24 @@ def test_the_file_says_how_much_ray_cameras_count(tmp_path):
 
 
 def test_ray_cameras_count_as_in_the_paper_where_the_file_does_not_say_it(tmp_path):
-    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
-    tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
-    save_file(tensors, tmp_path / "g.safetensors")
+    save_file(toy_tensors(), tmp_path / "g.safetensors")
     assert load_geo4d(tmp_path / "g.safetensors").camera_weight == 0.005
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "nan", "inf", "1001", "", "9" * 9999])
 def test_a_damaged_weight_of_ray_cameras_is_refused(tmp_path, text):
-    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
-    tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
     path = tmp_path / "g.safetensors"
-    save_file(tensors, path, metadata={"more4d_camera_weight": text})
+    save_file(toy_tensors(), path, metadata={"more4d_camera_weight": text})
     with pytest.raises(WeightsError, match=r"ray cameras weigh '.{0,20}'; expected 0 to 1000\. It"):
         load_geo4d(path)
 
 
 def test_a_damaged_header_and_a_missing_tensor_are_told(tmp_path):
-    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
-    tensors = {n: t.detach().contiguous() for n, t in networks.state_dict().items()}
     path = tmp_path / "g.safetensors"
-    save_file(tensors, path, metadata={"geo4d_size": '{"unet": {"widths": 3}}'})
+    save_file(toy_tensors(), path, metadata={"geo4d_size": '{"unet": {"widths": 3}}'})
     with pytest.raises(WeightsError, match="sizes in its header that cannot be read"):
         load_geo4d(path)
+    tensors = toy_tensors()
     del tensors["context"]
     save_file(tensors, path)
     with pytest.raises(WeightsError, match="lacks the tensor 'context'"):

@@ -45,7 +45,7 @@ from .sharding import (
     engine_of,
     launch_of,
     new_accelerator,
-    offloads,
+    offloaded,
     set_engine_up,
 )
 from .state import RunState
@@ -298,7 +298,7 @@ class TrainingRun:
 
     def _explaining_out_of_memory(self) -> AbstractContextManager[None]:
         return explaining_out_of_memory(
-            self.settings, sharded=self.is_sharded, offloads=offloads(self.accelerator)
+            self.settings, sharded=self.is_sharded, offloads=bool(offloaded(self.accelerator))
         )
 
     def _new_average(self) -> ParameterAverage | None:

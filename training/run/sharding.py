@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -91,19 +91,23 @@ def engine_of(accelerator: "Accelerator") -> Engine | None:
     return None
 
 
-def offloads(accelerator: "Accelerator") -> bool:
-    """Return whether an engine keeps anything in main memory."""
+def offloaded(accelerator: "Accelerator") -> dict[str, str]:
+    """Return what an engine keeps off the GPU -> where."""
     state: Any = accelerator.state
     engine = engine_of(accelerator)
     if engine is None:
-        return False
+        return {}
     if engine == "fsdp":
         from torch.distributed.fsdp import CPUOffloadPolicy
 
-        return isinstance(state.fsdp_plugin.cpu_offload, CPUOffloadPolicy)
+        is_off = isinstance(state.fsdp_plugin.cpu_offload, CPUOffloadPolicy)
+        return {"parameters": "cpu"} if is_off else {}
     plugin = state.deepspeed_plugin
-    places = {plugin.offload_optimizer_device, plugin.offload_param_device}
-    return bool(places - {None, "none"})
+    places = {
+        "optimizer": plugin.offload_optimizer_device,
+        "parameters": plugin.offload_param_device,
+    }
+    return {what: str(place) for what, place in places.items() if place not in (None, "none")}
 
 
 def check_launch() -> None:
@@ -155,13 +159,12 @@ def _check_versions() -> None:
 
 def launch_of(accelerator: "Accelerator") -> dict[str, Any]:
     """Return what all ranks must have been launched with alike."""
-    engine, state = engine_of(accelerator), accelerator.state
-    told: dict[str, Any] = {"engine": engine or "none", "offload": offloads(accelerator)}
-    if engine in ("zero2", "zero3"):
-        plugin: Any = state.deepspeed_plugin
-        places = (plugin.offload_optimizer_device, plugin.offload_param_device)
-        told |= {"zero_stage": plugin.zero_stage, "offload": [str(place) for place in places]}
-    return told
+    engine, state = engine_of(accelerator), cast(Any, accelerator.state)
+    return {
+        "engine": engine or "none",
+        "zero_stage": state.deepspeed_plugin.zero_stage if engine in ("zero2", "zero3") else None,
+        "offload": offloaded(accelerator),
+    }
 
 
 def check_shared_folder(ranks: Ranks, folder: Path) -> None:
@@ -199,11 +202,11 @@ def check_shared_folder(ranks: Ranks, folder: Path) -> None:
 def _appears(path: Path) -> bool:
     end = time.monotonic() + _FOLDER_WAIT_S
     # Not path.exists(): a network file system remembers longer that a file was not there.
-    while not (found := path.parent.is_dir() and path.name in os.listdir(path.parent)):
+    while not (path.parent.is_dir() and path.name in os.listdir(path.parent)):
         if time.monotonic() > end:
             return False
         time.sleep(0.1)
-    return found
+    return True
 
 
 def check_same_config(ranks: Ranks, config: Mapping[str, Any]) -> None:
