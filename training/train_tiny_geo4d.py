@@ -16,6 +16,7 @@ the networks get right on clips that were not trained on, and writes
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from more4d_backend.wording import counted
 
 from .geo4d.clips import GeometryBatch
 from .geo4d.pools import ClipPool, LatentPool, held_out_clips
-from .geo4d.quality import WindowQuality, best_num_steps, measured_quality
+from .geo4d.quality import MEASURED_STEPS, WindowQuality, best_num_steps, measured_quality
 from .geo4d.tiny_settings import TinyGeo4DTraining
 from .geo4d.tiny_unet import train_unet
 from .geo4d.tiny_vae import train_vae
@@ -79,7 +80,7 @@ def train(training: TinyGeo4DTraining) -> Path:
             networks.vae, pool, training, generator, box(training.vae_steps, ends.vae)
         )
         _write(networks, path, training, f"{vae_steps} updates of the VAE, none of the UNet")
-        _look(networks, looked_at, "The VAE is trained")
+        _look(networks, looked_at, "The VAE is trained", (None,))
 
     # 3. Latents, once for all.
     seconds = box(1, ends.latents).seconds
@@ -91,7 +92,7 @@ def train(training: TinyGeo4DTraining) -> Path:
     def quarter() -> None:
         networks.eval()
         _write(networks, path, training, "stopped before its end")
-        _look(networks, looked_at, "On the way")
+        _look(networks, looked_at, "On the way", (1,))
         networks.unet.train()
 
     unet_steps = train_unet(
@@ -154,8 +155,14 @@ def _write(networks: Geo4DNetworks, path: Path, training: TinyGeo4DTraining, tol
     save_geo4d(networks, path, metadata={"more4d_recipe": recipe, "more4d_profile": "own"})
 
 
-def _look(networks: Geo4DNetworks, clips: list[GeometryBatch], when: str) -> list[WindowQuality]:
-    measured = measured_quality(networks, clips)
+def _look(
+    networks: Geo4DNetworks,
+    clips: list[GeometryBatch],
+    when: str,
+    steps_tried: Sequence[int | None] = (None, *MEASURED_STEPS),
+) -> list[WindowQuality]:
+    # What is asked on the way is little: it is taken from the time of the updates.
+    measured = measured_quality(networks, clips, steps_tried)
     for quality in measured:
         _log.info("%s: %s", when, quality.line())
     return measured

@@ -89,20 +89,23 @@ def best_num_steps(measured: Iterable[WindowQuality]) -> int:
 
 @torch.no_grad()
 def measured_quality(
-    networks: Geo4DNetworks, batches: Iterable[GeometryBatch]
+    networks: Geo4DNetworks,
+    batches: Iterable[GeometryBatch],
+    steps_tried: Sequence[int | None] = (None, *MEASURED_STEPS),
 ) -> list[WindowQuality]:
-    """Measure the VAE alone (true latents), and 1 and 5 steps of sampling."""
-    errors: dict[int | None, list[WindowErrors]] = {steps: [] for steps in (None, *MEASURED_STEPS)}
+    """Measure so many steps of sampling each; None measures the VAE alone, from true latents."""
+    errors: dict[int | None, list[WindowErrors]] = {steps: [] for steps in steps_tried}
     for batch in batches:
         batch = replace(batch, depth=batch.depth.float()).to(networks.device)
         video = video_latents(networks.vae, batch.pictures())
         true = geometry_latents(networks.vae, batch.images())
-        errors[None].extend(_of_batch(networks, batch, true))
         noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
-        for steps in MEASURED_STEPS:
-            settings = SamplingSettings(num_steps=steps)
-            sampled = sample_latents(networks, video, noise, settings=settings)
-            errors[steps].extend(_of_batch(networks, batch, sampled))
+        for steps in steps_tried:
+            latents = true
+            if steps is not None:
+                settings = SamplingSettings(num_steps=steps)
+                latents = sample_latents(networks, video, noise, settings=settings)
+            errors[steps].extend(_of_batch(networks, batch, latents))
     return [
         WindowQuality(num_steps=steps, errors=WindowErrors.mean(found))
         for steps, found in errors.items()
