@@ -197,11 +197,12 @@ class TrainingRun:
             self.accelerator.accumulate(self.objective),
         ):
             per_sample = losses()
+            has_zero = self.engine in ("zero2", "zero3")
+            if not has_zero:  # before the loss is read, which waits for the device
+                self.accelerator.backward(per_sample.mean())
             self._losses.append(self._mean_over_ranks(per_sample, batch))
             skipped = self._skips()
-            if self.engine not in ("zero2", "zero3"):
-                self.accelerator.backward(per_sample.mean())
-            elif not skipped:  # accelerate would step in the same call
+            if has_zero and not skipped:  # accelerate would step in the same call
                 ends_update = self.accelerator.sync_gradients
                 deepspeed_backward(self.objective, per_sample.mean(), ends_update=ends_update)
             if self.accelerator.sync_gradients:
