@@ -74,8 +74,9 @@ def test_the_second_standardisation_is_taken_out_after_wan_s_own_and_put_back():
                 latent[:, channel] * (0.5 + channel) + channel, wan_units[:, channel]
             )
         unclamped = dataclasses.replace(RELEASED, clamp_decoded=False)
+        # Latents lose digits beside a mean of 15; how many depends on the CPU.
         torch.testing.assert_close(
-            motion_vae(unclamped).decode(latent), plain.decode(wan_units), atol=1e-5, rtol=1e-4
+            motion_vae(unclamped).decode(latent), plain.decode(wan_units), atol=1e-4, rtol=1e-3
         )
 
 
