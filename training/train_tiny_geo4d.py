@@ -68,9 +68,10 @@ def train(training: TinyGeo4DTraining) -> Path:
         return TimeBox(steps=steps, seconds=training.seconds_until(end, elapsed))
 
     # 1. Clips: some that are held out, then those to train on.
-    held_out = held_out_clips(training, training.evaluated_clips)
+    window = networks.size.num_frames
+    held_out = held_out_clips(training, window, training.evaluated_clips)
     looked_at = [_first(held_out[0], _LOOKED_AT)]
-    pool = ClipPool.drawn(training, seconds=box(1, ends.clips).seconds)
+    pool = ClipPool.drawn(training, window, seconds=box(1, ends.clips).seconds)
     _log.info("Drew %d clips, %.0f s", len(pool), time.perf_counter() - start)
 
     # 2. The VAE; its latents have mean 0 and deviation 1.
@@ -127,6 +128,7 @@ def _networks(training: TinyGeo4DTraining) -> Geo4DNetworks:
             )
     networks.vae.pictures_per_call = _PICTURES_AT_ONCE
     networks.camera_weight = training.camera_weight
+    networks.mirrored_windows = training.mirrored_windows
     return networks.to(training.device)
 
 

@@ -29,6 +29,10 @@ class WindowOptions:
     """Frames from one window's start to the next, 1 to 16. Default: 4, the best published; 8 takes
     half the time."""
 
+    mirrored_windows: bool | None = None
+    """Let the networks see each window mirrored, too: twice the work, better cameras. Default: what
+    the weights are made for, which is no for the released ones and yes for the embedded ones."""
+
     fit: Fit = "crop"
     """How a video of another shape gets the network's size: crop, or pad."""
 
@@ -88,6 +92,7 @@ class WindowOptions:
             alignment = alignment.with_paper_weights()
         return ReconstructionSettings(
             stride=self.stride,
+            mirrored_windows=self.mirrored_windows,
             fit=self.fit,
             network_hw=self.network_hw,
             resolution=self.resolution,

@@ -26,6 +26,7 @@ from .modalities import (
 )
 from .model import Geo4DNetworks
 from .predictions import RayMaps, WindowPrediction
+from .sizes import VAESize
 from .windows import Window
 
 _SMALLEST_LATENT = 8
@@ -44,11 +45,11 @@ class DecodingSettings:
     """What is decoded, and how finely."""
 
     ray_reduction: int | None = None
-    """1, 2 or 4: ray maps are smaller by it along each side. None: 4, or less for small
-    networks."""
+    """1, 2 or 4: ray maps are smaller by it along each side. None: 4, or less for small latents,
+    and 1 for a VAE that is smaller than the released one."""
 
     disparity_reduction: int | None = None
-    """The same for disparity. None: 2, or less for small networks."""
+    """The same for disparity. None: 2, or less in the same way."""
 
     disparity: bool = True
     """Decode disparity; without it alignment must not ask for it."""
@@ -71,8 +72,11 @@ class DecodingSettings:
                 f"pictures_per_batch is {self.pictures_per_batch}; expected at least 1."
             )
 
-    def for_latents(self, latent_hw: tuple[int, int]) -> "DecodingSettings":
+    def for_latents(self, latent_hw: tuple[int, int], vae: VAESize) -> "DecodingSettings":
         """Return settings with both reductions chosen.
+
+        Small VAEs decode averaged latents badly: with the embedded one moments are then wrong by
+        three quarters of their deviation, instead of a fifth.
 
         Raises:
             DecodingError: one that was asked for does not divide the latents.
@@ -84,10 +88,11 @@ class DecodingSettings:
                     f"{name} is {asked}, which does not divide latents of {latent_hw[0]} x "
                     f"{latent_hw[1]}. Use a smaller one, or None: the largest that fits."
                 )
+        rays, disparity = (4, 2) if vae.channels >= VAESize().channels else (1, 1)
         return replace(
             self,
-            ray_reduction=self.ray_reduction or _reduction(latent_hw, 4),
-            disparity_reduction=self.disparity_reduction or _reduction(latent_hw, 2),
+            ray_reduction=self.ray_reduction or _reduction(latent_hw, rays),
+            disparity_reduction=self.disparity_reduction or _reduction(latent_hw, disparity),
         )
 
 
@@ -109,7 +114,8 @@ def decode_windows(
         DecodingError: a reduction does not divide the latents.
         DeviceMemoryError: not even one picture fits the device.
     """
-    settings = (settings or DecodingSettings()).for_latents((latents.shape[-2], latents.shape[-1]))
+    latent_hw = latents.shape[-2], latents.shape[-1]
+    settings = (settings or DecodingSettings()).for_latents(latent_hw, networks.size.vae)
     batches = ShrinkingBatches(
         settings.pictures_per_batch,
         "pictures to decode",
@@ -156,7 +162,7 @@ def _decode_window(
     decoded = batches.run(
         len(latents), lambda part: vae.decode_points(latents[part, POINTS].to(device))
     )
-    return window_from_images(
+    prediction = window_from_images(
         window.start,
         point_image=torch.cat([part.points for part in decoded]),
         sigma_logit=torch.cat([part.logit for part in decoded]),
@@ -165,6 +171,7 @@ def _decode_window(
         disparity_image=disparity,
         settings=settings.modalities,
     )
+    return prediction.mirrored() if window.mirrored else prediction
 
 
 def _without_border(prediction: WindowPrediction, framing: Framing) -> WindowPrediction:

@@ -18,10 +18,11 @@ class Geo4DNetworks(nn.Module):
         """Make networks with random values (seed torch first)."""
         super().__init__()
         self.size = size
-        # What these weights are best at; their file says it: denoising steps, and how much the
-        # cameras of their ray maps count in alignment.
+        # What these weights are best at; their file says it: denoising steps, how much the cameras
+        # of their ray maps count in alignment, and whether they see each window mirrored, too.
         self.num_steps = RELEASED_NUM_STEPS
         self.camera_weight = RELEASED_CAMERA_WEIGHT
+        self.mirrored_windows = False
         self.unet = Geo4DUNet(size)
         self.vae = Geo4DVAE(size.vae)
         # The released model always sees one prompt and one grey picture, so what its encoders make

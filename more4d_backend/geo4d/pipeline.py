@@ -7,6 +7,7 @@ video, and none of it on the device.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -57,6 +58,10 @@ class ReconstructionSettings:
 
     stride: int | None = None
     """Frames from one window's start to the next. None: a quarter of a window (4 of 16)."""
+
+    mirrored_windows: bool | None = None
+    """Sample each window a second time, with left and right exchanged, and align both: twice the
+    work, better cameras. None: what the weights are made for; the released ones: no."""
 
     fit: Fit = "crop"
     """How pictures of another shape get the network's size: crop, or pad."""
@@ -114,7 +119,7 @@ class Reconstruction:
     """How the video's pixels lie in the network's."""
 
     num_windows: int
-    """Windows that were sampled."""
+    """Windows that were sampled; mirrored ones count, too."""
 
 
 def reconstruct(
@@ -141,6 +146,9 @@ def reconstruct(
     device, size = networks.device, networks.size
     stride = max(size.num_frames // 4, 1) if settings.stride is None else settings.stride
     check_stride(stride, size.num_frames)
+    mirrored = settings.mirrored_windows
+    mirrored = networks.mirrored_windows if mirrored is None else mirrored
+    plan = partial(plan_windows, stride=stride, length=size.num_frames, mirrored=mirrored)
     settings = replace(
         settings,
         sampling=settings.sampling.for_networks(networks),
@@ -154,14 +162,12 @@ def reconstruct(
         device,
         report("read"),
         # Hours of frames would fill the memory before they are all read.
-        lambda frames, framing: _check_memory(
-            plan_windows(frames, stride, size.num_frames), framing, "network", aligned_here
-        ),
+        lambda frames, framing: _check_memory(plan(frames), framing, "network", aligned_here),
     )
-    windows = plan_windows(framed.num_frames, stride, size.num_frames)
+    windows = plan(framed.num_frames)
     _check_memory(windows, framed.framing, _resolution(settings, framed), aligned_here)
-    # 2. Networks: each frame is encoded once, each window sampled and decoded once.
-    video_latents = encode_video(networks, framed, report("encode"))
+    # 2. Networks: each frame is encoded once a side, each window sampled and decoded once.
+    video_latents = encode_video(networks, framed, report("encode"), mirrored=mirrored)
     latents = sample_windows(networks, video_latents, windows, settings, report("sample"))
     needed = replace(
         settings.decoding, disparity=settings.alignment.disparity, rays=settings.alignment.rays
@@ -198,9 +204,15 @@ def work_bytes(networks: Geo4DNetworks, network_hw: tuple[int, int]) -> int:
 
 @torch.no_grad()
 def encode_video(
-    networks: Geo4DNetworks, framed: FramedVideo, progress: Progress | None = None
-) -> Float[Tensor, "frame 4 latent_height latent_width"]:
+    networks: Geo4DNetworks,
+    framed: FramedVideo,
+    progress: Progress | None = None,
+    *,
+    mirrored: bool = False,
+) -> Float[Tensor, "side frame 4 latent_height latent_width"]:
     """Encode each frame once, on the device of the networks. Latents stay there.
+
+    There is one side, or with `mirrored` a second one, of the frames' mirror images.
 
     Raises:
         DeviceMemoryError: not even one picture fits the device.
@@ -214,16 +226,19 @@ def encode_video(
 
     def encode(part: slice) -> Tensor:
         pictures = rearrange(framed.frames[part].to(networks.device), "f h w c -> f c h w")
+        pictures = pictures.float() / 127.5 - 1
+        sides = [pictures, pictures.flip(-1)] if mirrored else [pictures]
+        encoded = torch.stack([networks.vae.encode(side) for side in sides])
         if progress is not None:
             progress(part.stop, framed.num_frames)
-        return networks.vae.encode(pictures.float() / 127.5 - 1)
+        return encoded
 
-    return torch.cat(batches.run(framed.num_frames, encode))
+    return torch.cat(batches.run(framed.num_frames, encode), dim=1)
 
 
 def sample_windows(
     networks: Geo4DNetworks,
-    video_latents: Float[Tensor, "frame 4 latent_height latent_width"],
+    video_latents: Float[Tensor, "side frame 4 latent_height latent_width"],
     windows: Sequence[Window],
     settings: ReconstructionSettings | None = None,
     progress: Progress | None = None,
@@ -247,10 +262,10 @@ def sample_windows(
     )
 
     def sample(part: slice) -> Tensor:
-        frames = torch.tensor([window.frames for window in windows[part]])
-        videos = rearrange(video_latents[frames.to(video_latents.device)], "n f c h w -> n c f h w")
+        seen = [video_latents[int(window.mirrored), window.frames] for window in windows[part]]
+        videos = rearrange(torch.stack(seen), "n f c h w -> n c f h w")
         shape = (GEOMETRY_CHANNELS, length, *latent_hw)
-        noise = torch.stack([_noise(shape, settings.seed, w.start) for w in windows[part]])
+        noise = torch.stack([_noise(shape, settings.seed, w) for w in windows[part]])
         sampled = sample_latents(
             networks, videos, noise, fps=settings.condition_fps, settings=settings.sampling
         )
@@ -261,9 +276,10 @@ def sample_windows(
     return torch.cat(batches.run(len(windows), sample))
 
 
-def _noise(shape: tuple[int, ...], seed: int, window_start: int) -> Tensor:
+def _noise(shape: tuple[int, ...], seed: int, window: Window) -> Tensor:
     # Of seed and place alone: a longer video, or another batch, changes no window.
-    drawn = np.random.SeedSequence([seed, window_start]).generate_state(1, np.uint64)[0]
+    place = [window.start, 1] if window.mirrored else [window.start]
+    drawn = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0]
     return initial_noise(shape, torch.Generator().manual_seed(int(drawn >> np.uint64(1))), "cpu")
 
 
@@ -280,7 +296,7 @@ def _planned(
     )
     height, width = framing.network_hw
     cell = networks.size.vae.reduction
-    settings.decoding.for_latents((height // cell, width // cell))
+    settings.decoding.for_latents((height // cell, width // cell), networks.size.vae)
     free = free_bytes(torch.device("cpu"))
     work = work_bytes(networks, framing.network_hw)
     # A GPU says when it is full; a host ends the process.

@@ -4,7 +4,7 @@ Lengths are in box units: the window's point maps are known up to a similarity (
 place of the first camera on its axis are not told), its disparity up to scale and shift.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -110,6 +110,28 @@ class WindowPrediction:
             rays=None
             if rays is None
             else RayMaps(directions=rays.directions[index], moments=rays.moments[index]),
+        )
+
+    def mirrored(self) -> "WindowPrediction":
+        """Return what is true of the frames if this is true of their mirror images.
+
+        Left and right are exchanged in every map, and x in what is a place or a direction. A moment
+        is a cross product, which a mirror turns the other way: there y and z change their signs.
+        """
+        side = self.points.new_tensor([-1, 1, 1])
+        rays = self.rays
+        return replace(
+            self,
+            points=self.points.flip(2) * side,
+            valid=self.valid.flip(2),
+            sigma=None if self.sigma is None else self.sigma.flip(2),
+            disparity=None if self.disparity is None else self.disparity.flip(2),
+            rays=None
+            if rays is None
+            else RayMaps(
+                directions=rays.directions.flip(2) * side.to(rays.directions),
+                moments=rays.moments.flip(2) * -side.to(rays.moments),
+            ),
         )
 
     def check_finite(self, name: str) -> None:

@@ -5,6 +5,8 @@ Axes: B window, T frame, H height, W width, C channel.
 
 from dataclasses import dataclass
 
+import torch
+from einops import repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,10 +66,15 @@ class ContextAttention(nn.Module):
     def forward(self, hidden: Tensor, context: FrameContext) -> Tensor:
         """Map (B*T place C) to the same."""
         queries = self.to_q(hidden)
-        # Every place of every frame sees the same prompt: one long sequence for each prompt.
-        row = queries.reshape(len(context.shared), -1, queries.shape[-1])
         keys, values = self.to_k(context.shared), self.to_v(context.shared)
-        mixed = attention(row, keys, values, self.head_dim).view_as(queries)
+        if torch.is_grad_enabled():
+            # The gradient of keys is summed by sequence: of one long one, by a corner of the GPU.
+            rows, copies = queries, len(hidden) // len(keys)
+            keys, values = (repeat(x, "b k c -> (b f) k c", f=copies) for x in (keys, values))
+        else:
+            # Every place of every frame sees the same prompt: one long sequence for each prompt.
+            rows = queries.reshape(len(keys), -1, queries.shape[-1])
+        mixed = attention(rows, keys, values, self.head_dim).view_as(queries)
 
         frames = context.per_frame.shape[1]
         windows = len(hidden) // frames

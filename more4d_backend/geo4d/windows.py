@@ -23,6 +23,9 @@ class Window:
     length: int
     """Frames that the network sees: those of the video, then repeats of the last one."""
 
+    mirrored: bool = False
+    """Whether the network sees them with left and right exchanged."""
+
     @property
     def stop(self) -> int:
         """One past its last frame of the video."""
@@ -34,10 +37,13 @@ class Window:
         return [min(self.start + place, self.stop - 1) for place in range(self.length)]
 
 
-def plan_windows(num_frames: int, stride: int, length: int = 16) -> list[Window]:
+def plan_windows(
+    num_frames: int, stride: int, length: int = 16, *, mirrored: bool = False
+) -> list[Window]:
     """Cover a video with windows that start every `stride` frames; the last one ends with it.
 
-    A video shorter than a window is one window, continued by its last frame.
+    A video shorter than a window is one window, continued by its last frame. With `mirrored` each
+    window is followed by its mirror image.
 
     Raises:
         WindowPlanError: there are no frames or too many, or the stride would leave frames out.
@@ -51,7 +57,11 @@ def plan_windows(num_frames: int, stride: int, length: int = 16) -> list[Window]
     last = max(num_frames - length, 0)
     starts = sorted({*range(0, last + 1, stride), last})
     covered = min(num_frames, length)
-    return [Window(start=start, num_frames=covered, length=length) for start in starts]
+    return [
+        Window(start=start, num_frames=covered, length=length, mirrored=side)
+        for start in starts
+        for side in ((False, True) if mirrored else (False,))
+    ]
 
 
 def check_stride(stride: int, length: int) -> None:

@@ -1,9 +1,9 @@
 """Our Geo4D file: UNet, VAE with both decoders and the folded context, under one set of names.
 
 `weights convert` makes it from the released pair of checkpoints (weights/geo4d_checkpoint.py), and
-trainers write it. How the networks are built, in how many steps they denoise and how far the
-cameras of their ray maps are trusted stands in its header; where that was lost, sizes are read from
-shapes and the rest is as released.
+trainers write it. How the networks are built, in how many steps they denoise, how far the cameras
+of their ray maps are trusted and whether windows are seen mirrored, too, stands in its header;
+where that was lost, sizes are read from shapes and the rest is as released.
 """
 
 import json
@@ -26,6 +26,7 @@ from .conversion import open_model
 from .files import WeightFile, WeightsError
 from .geo4d_sizes import (
     CAMERA_WEIGHT_KEY,
+    MIRRORED_WINDOWS_KEY,
     NUM_STEPS_KEY,
     SIZE_KEY,
     size_from_shapes,
@@ -34,6 +35,8 @@ from .geo4d_sizes import (
 from .kinds import WeightKind, expect, recognize
 
 _log = logging.getLogger(__name__)
+
+_YES, _NO = "yes", "no"
 
 
 def load_geo4d(
@@ -65,6 +68,7 @@ def load_geo4d(
         raise WeightsError(f"{path} lacks the tensor {e}, which Geo4D cannot be without.") from e
     networks.num_steps = _stored_num_steps(file)
     networks.camera_weight = _stored_camera_weight(file)
+    networks.mirrored_windows = _stored_mirrored_windows(file)
     load_into(networks, tensors, source=str(path), dtype=dtype, device=device)
     return networks.eval().to_channels_last()
 
@@ -78,8 +82,8 @@ def save_geo4d(
 ) -> None:
     """Write networks as one safetensors file.
 
-    Its header has `metadata`, the sizes, and the denoising steps and the weight of ray cameras that
-    they are made for.
+    Its header has `metadata`, the sizes, and what they are made for: denoising steps, the weight of
+    ray cameras, and whether windows are seen mirrored, too.
 
     Raises:
         OutputError: the file cannot be written.
@@ -100,6 +104,7 @@ def geo4d_header(networks: Geo4DNetworks) -> dict[str, str]:
         SIZE_KEY: json.dumps(asdict(networks.size)),
         NUM_STEPS_KEY: str(networks.num_steps),
         CAMERA_WEIGHT_KEY: f"{networks.camera_weight:g}",
+        MIRRORED_WINDOWS_KEY: _YES if networks.mirrored_windows else _NO,
     }
 
 
@@ -136,3 +141,14 @@ def _stored_camera_weight(file: WeightFile) -> float:
             f"{LARGEST_CAMERA_WEIGHT:g}. It may be damaged, or written by a newer version."
         )
     return weight
+
+
+def _stored_mirrored_windows(file: WeightFile) -> bool:
+    """Read whether windows are seen mirrored, too; as released, they are not."""
+    text = file.metadata.get(MIRRORED_WINDOWS_KEY, _NO)
+    if text not in (_YES, _NO):
+        raise WeightsError(
+            f"{file.path} says {text[:20]!r} in its header where it tells whether it sees windows "
+            f"mirrored; expected {_YES} or {_NO}. It may be damaged, or written by a newer version."
+        )
+    return text == _YES

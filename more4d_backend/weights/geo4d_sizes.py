@@ -17,6 +17,8 @@ NUM_STEPS_KEY = "more4d_num_steps"
 """In the header of our file: denoising steps that the weights are made for."""
 CAMERA_WEIGHT_KEY = "more4d_camera_weight"
 """In the header of our file: how much the cameras of their ray maps count in alignment."""
+MIRRORED_WINDOWS_KEY = "more4d_mirrored_windows"
+"""In the header of our file: yes or no, whether they see each window a second time, mirrored."""
 
 
 def stored_size(file: WeightFile) -> Geo4DSize | None:

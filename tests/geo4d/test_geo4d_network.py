@@ -44,6 +44,17 @@ def test_windows_of_a_batch_do_not_see_each_other(networks):
     torch.testing.assert_close(repeated, together, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_a_window_gives_the_same_with_and_without_gradients(networks, contexts):
+    latents, context = inputs(windows=2), networks.context.expand(contexts, -1, -1)
+    with torch.enable_grad():
+        learning = call(networks, latents, context=context)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            call(networks, latents, context=context), learning, atol=1e-9, rtol=0
+        )
+
+
 def test_frames_of_a_window_see_each_other_and_their_own_tokens(networks):
     latents = inputs()
     base = call(networks, latents)

@@ -23,7 +23,7 @@ from more4d_backend.geo4d.pipeline import (
 from more4d_backend.geo4d.predictions import WindowError
 from more4d_backend.geo4d.sampling import SamplingError, SamplingSettings
 from more4d_backend.geo4d.video import PictureVideo, VideoFile, frame_video
-from more4d_backend.geo4d.windows import WindowPlanError
+from more4d_backend.geo4d.windows import WindowPlanError, plan_windows
 from more4d_backend.geometry import pixel_centers, project, transform_points
 from more4d_backend.scene_files import load_scene, save_scene
 
@@ -59,6 +59,47 @@ def test_the_weights_decide_how_much_ray_cameras_count_where_the_settings_do_not
     asked = replace(one_step.alignment, camera_weight=0.25)
     reconstruct(clip(2), toy_networks, replace(one_step, alignment=asked))
     assert counted == [0.5, 0.25]
+
+
+def test_the_weights_decide_whether_windows_are_seen_mirrored_where_the_settings_do_not(
+    toy_networks, one_step, clip, monkeypatch
+):
+    plain = reconstruct(clip(5), toy_networks, one_step)
+    monkeypatch.setattr(toy_networks, "mirrored_windows", True)
+    both = reconstruct(clip(5), toy_networks, one_step)
+    assert (plain.num_windows, both.num_windows) == (2, 4)
+    assert both.scene.num_frames == 5
+    assert not torch.equal(both.scene.points.positions, plain.scene.points.positions)
+    refused = reconstruct(clip(5), toy_networks, replace(one_step, mirrored_windows=False))
+    torch.testing.assert_close(
+        refused.scene.points.positions, plain.scene.points.positions, equal_nan=True
+    )
+
+
+def test_the_second_side_of_an_encoded_video_is_that_of_its_mirror_image(toy_networks, prepared):
+    framed, video, _ = prepared(toy_networks, 3)
+    both = encode_video(toy_networks, framed, mirrored=True)
+    flipped = encode_video(toy_networks, replace(framed, frames=framed.frames.flip(2)))
+    assert (len(video), len(both)) == (1, 2)
+    torch.testing.assert_close(both[:1], video)
+    torch.testing.assert_close(both[1:], flipped)
+    assert not torch.equal(both[1], both[0])
+
+
+def test_a_mirrored_window_is_sampled_from_the_mirrored_frames_with_noise_of_its_own(
+    toy_networks, one_step, prepared
+):
+    framed, _, _ = prepared(toy_networks, 4)
+    both = encode_video(toy_networks, framed, mirrored=True)
+    seen, mirrored = plan_windows(4, 1, 4, mirrored=True)
+    first = sample_windows(toy_networks, both, [seen, mirrored], one_step)
+    other = both.clone()
+    other[0] = 0
+    second = sample_windows(toy_networks, other, [seen, mirrored], one_step)
+    torch.testing.assert_close(second[1], first[1])
+    assert not torch.equal(second[0], first[0])
+    same = sample_windows(toy_networks, both[:1].expand(2, -1, -1, -1, -1), [seen, mirrored])
+    assert not torch.equal(same[0], same[1])
 
 
 def test_the_weights_decide_the_denoising_steps_where_the_settings_do_not(

@@ -125,7 +125,7 @@ def test_windows_and_scene_have_to_fit_memory_together(
     monkeypatch.setattr(pipeline, "free_bytes", lambda _device: free[0])
     assert reconstruct(video, toy_networks, settings).num_windows == 2
     free[0] -= 1
-    monkeypatch.setattr(pipeline, "encode_video", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr(pipeline, "encode_video", lambda *_, **__: pytest.fail("work has begun"))
     with pytest.raises(ReconstructionError, match=advice):
         reconstruct(video, toy_networks, settings)
 

@@ -3,7 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from more4d_backend.geo4d.alignment.rotations import rotation_from_vector
 from more4d_backend.geo4d.predictions import RayMaps, WindowError, WindowPrediction
+from more4d_backend.geo4d.ray_maps import rays_from_cameras
+from more4d_backend.geometry import rigid
+from more4d_backend.scene import Cameras
 from more4d_backend.shapes import ShapeError
 
 
@@ -24,6 +28,36 @@ def test_padding_is_cut_off_from_all_parts(window):
     assert (cut.first_frame, cut.num_frames, cut.last_frame) == (3, 2, 4)
     assert len(cut.sigma) == len(cut.disparity) == len(cut.rays.moments) == 2
     assert window.frames(slice(1, None)).first_frame == 4
+
+
+def test_a_mirror_of_a_mirror_is_the_window_itself(window):
+    twice = window.mirrored().mirrored()
+    for part in ("points", "valid", "sigma", "disparity"):
+        assert torch.equal(getattr(twice, part), getattr(window, part)), part
+    assert torch.equal(twice.rays.directions, window.rays.directions)
+    assert torch.equal(twice.rays.moments, window.rays.moments)
+    assert not torch.equal(window.mirrored().points, window.points)
+
+
+def test_rays_of_cameras_in_a_mirror_become_the_true_ones(window):
+    turns = rotation_from_vector(0.2 * torch.randn(4, 3, dtype=torch.float64))
+    poses = rigid(turns, torch.randn(4, 3, dtype=torch.float64))
+    mirror = torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=torch.float64).diag()
+    focal = torch.tensor([[7.0, 0, 4], [0, 7, 3], [0, 0, 1]], dtype=torch.float64)
+
+    def cameras(world_to_camera):
+        return Cameras(
+            world_to_camera=world_to_camera.float(),
+            intrinsics=focal.float().expand(4, 3, 3),
+            height=6,
+            width=8,
+        )
+
+    seen = rays_from_cameras(cameras(mirror @ poses @ mirror))
+    found = replace(window, rays=seen).mirrored().rays
+    true = rays_from_cameras(cameras(poses))
+    torch.testing.assert_close(found.directions, true.directions, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.moments, true.moments, atol=1e-6, rtol=0)
 
 
 def test_frames_that_do_not_follow_each_other_are_refused(window, as_users_run_it):

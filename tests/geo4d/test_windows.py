@@ -1,5 +1,6 @@
 """Windows over videos of any length."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -38,6 +39,9 @@ def test_the_tail_window_comes_once():
     assert [w.start for w in plan_windows(20, 4)] == [0, 4]
     assert [w.start for w in plan_windows(50, 4)] == [0, 4, 8, 12, 16, 20, 24, 28, 32, 34]
     assert len(plan_windows(328, 4)) == 79
+    both = plan_windows(20, 4, mirrored=True)
+    assert [(w.start, w.mirrored) for w in both] == [(0, False), (0, True), (4, False), (4, True)]
+    assert [replace(w, mirrored=False) for w in both[1::2]] == plan_windows(20, 4)
 
 
 @pytest.mark.parametrize("num_frames", [1, 15])

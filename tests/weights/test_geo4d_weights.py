@@ -88,6 +88,28 @@ def test_ray_cameras_count_as_in_the_paper_where_the_file_does_not_say_it(tmp_pa
     assert load_geo4d(tmp_path / "g.safetensors").camera_weight == 0.005
 
 
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_the_file_says_whether_windows_are_seen_mirrored_too(tmp_path, mirrored):
+    networks = Geo4DNetworks(GEO4D_SIZES["toy"])
+    networks.mirrored_windows = mirrored
+    save_geo4d(networks, tmp_path / "g.safetensors")
+    assert load_geo4d(tmp_path / "g.safetensors").mirrored_windows is mirrored
+    convert_file(tmp_path / "g.safetensors", tmp_path / "h.safetensors", dtype=torch.float32)
+    assert load_geo4d(tmp_path / "h.safetensors").mirrored_windows is mirrored
+
+
+def test_a_file_that_does_not_say_it_sees_no_mirrored_windows_and_a_damaged_one_is_refused(
+    tmp_path,
+):
+    path = tmp_path / "g.safetensors"
+    save_file(toy_tensors(), path)
+    assert load_geo4d(path).mirrored_windows is False
+    for text in ("True", "", "9" * 9999):
+        save_file(toy_tensors(), path, metadata={"more4d_mirrored_windows": text})
+        with pytest.raises(WeightsError, match=r"says '.{0,20}' .*expected yes or no\. It"):
+            load_geo4d(path)
+
+
 @pytest.mark.parametrize("text", ["x", "-1", "nan", "inf", "1001", "", "9" * 9999])
 def test_a_damaged_weight_of_ray_cameras_is_refused(tmp_path, text):
     path = tmp_path / "g.safetensors"

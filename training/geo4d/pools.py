@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from more4d_backend.geo4d.layers import to_channels_last
 from more4d_backend.geo4d.vae import Geo4DVAE
 
 from ..procedural.clips import ProceduralClips
@@ -29,8 +31,13 @@ class ClipPool:
     batch: GeometryBatch
     """Depth in half precision."""
 
+    window: int
+    """Frames that are seen at one time: clips are as long or longer."""
+
     @classmethod
-    def drawn(cls, training: TinyGeo4DTraining, *, seconds: float = math.inf) -> "ClipPool":
+    def drawn(
+        cls, training: TinyGeo4DTraining, window: int, *, seconds: float = math.inf
+    ) -> "ClipPool":
         """Draw as many clips as the settings say, or as many as there is time for."""
         start, parts = time.perf_counter(), []
         for batch in drawn_clips(training):
@@ -49,28 +56,41 @@ class ClipPool:
                 valid=joined(lambda part: part.valid),
                 intrinsics=joined(lambda part: part.intrinsics),
                 world_to_camera=joined(lambda part: part.world_to_camera),
-            )
+            ),
+            window=window,
         )
 
     def __len__(self) -> int:
         return self.batch.num_samples
 
-    def clips(self, chosen: Tensor) -> GeometryBatch:
-        """Return some clips, with depth in float32."""
+    def windows(self, chosen: Tensor, first: Tensor) -> GeometryBatch:
+        """Return one window of each of some clips, from its frame `first` on; depth in float32."""
         batch = self.batch
+        clip = chosen[:, None]
+        frames = first[:, None] + torch.arange(self.window, device=first.device)
         return GeometryBatch(
             names=tuple(batch.names[i] for i in chosen.tolist()),
-            video=batch.video[chosen],
-            depth=batch.depth[chosen].float(),
-            valid=batch.valid[chosen],
-            intrinsics=batch.intrinsics[chosen],
-            world_to_camera=batch.world_to_camera[chosen],
+            video=batch.video[clip, frames],
+            depth=batch.depth[clip, frames].float(),
+            valid=batch.valid[clip, frames],
+            intrinsics=batch.intrinsics[clip, frames],
+            world_to_camera=batch.world_to_camera[clip, frames],
         )
 
-    def in_parts(self, count: int | None = None) -> Iterator[GeometryBatch]:
-        """Yield all clips, or the first so many, in their order."""
-        for part in torch.arange(min(len(self), count or len(self))).split(CLIPS_AT_ONCE):
-            yield self.clips(part.to(self.batch.depth.device))
+    def somewhere(self, chosen: Tensor, generator: torch.Generator) -> GeometryBatch:
+        """Return windows that begin anywhere in their clips."""
+        beginnings = self.batch.depth.shape[1] - self.window + 1
+        first = torch.randint(
+            beginnings, (len(chosen),), generator=generator, device=generator.device
+        )
+        return self.windows(chosen, first)
+
+    def in_parts(self, count: int | None = None) -> Iterator[Tensor]:
+        """Yield the numbers of all clips, or of the first so many, a few at a time."""
+        device = self.batch.depth.device
+        yield from torch.arange(min(len(self), count or len(self)), device=device).split(
+            CLIPS_AT_ONCE
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,17 +113,21 @@ class LatentPool:
         *,
         seconds: float = math.inf,
     ) -> "LatentPool":
-        """Encode all clips as they are, then in as many variants as there is time for."""
+        """Encode a window of each clip as it is, then as many variants as there is time for."""
         start, video, geometry = time.perf_counter(), [], []
+        if training.precision == "bf16":
+            # Not under autocast, which would take the slow group norms, and cast weights anew.
+            vae = deepcopy(vae).to(torch.bfloat16)
+            to_channels_last(vae)
         for variant in range(training.variants):
-            for batch in pool.in_parts():
+            for chosen in pool.in_parts():
                 if variant > 0 and time.perf_counter() - start > seconds:
                     break
+                batch = pool.somewhere(chosen, generator)
                 if variant > 0:
                     batch = varied(batch, generator, mirrored=variant % 2 == 1)
-                with training.autocast():
-                    video.append(video_latents(vae, batch.pictures()).half())
-                    geometry.append(geometry_latents(vae, batch.images()).half())
+                video.append(video_latents(vae, batch.pictures()).half())
+                geometry.append(geometry_latents(vae, batch.images()).half())
         return cls(video=torch.cat(video), geometry=torch.cat(geometry))
 
     def __len__(self) -> int:
@@ -114,8 +138,14 @@ class LatentPool:
 
         What all windows have in common needs no video to be told.
         """
-        some = self.geometry[: min(len(self), 1024)].float()
-        return some.var(0, unbiased=False).mean((1, 2, 3))
+        return self._some().var(0, unbiased=False).mean((1, 2, 3))
+
+    def mean(self) -> Float[Tensor, "16 frame height width"]:
+        """Return what all windows have in common."""
+        return self._some().mean(0)
+
+    def _some(self) -> Tensor:
+        return self.geometry[: min(len(self), 1024)].float()
 
 
 def varied(batch: GeometryBatch, generator: torch.Generator, *, mirrored: bool) -> GeometryBatch:
@@ -158,9 +188,10 @@ def drawn_clips(training: TinyGeo4DTraining) -> Iterator[GeometryBatch]:
     yield from _drawn(training, training.seed * SEEDS_APART, training.pool_size)
 
 
-def held_out_clips(training: TinyGeo4DTraining, count: int) -> list[GeometryBatch]:
-    """Draw clips that no trainer uses."""
-    return list(_drawn(training, HELD_OUT, count))
+def held_out_clips(training: TinyGeo4DTraining, window: int, count: int) -> list[GeometryBatch]:
+    """Draw clips of one window that no trainer uses."""
+    clips = replace(training.clips, num_frames=window)
+    return list(_drawn(replace(training, clips=clips), HELD_OUT, count))
 
 
 def _drawn(training: TinyGeo4DTraining, first_seed: int, num_clips: int) -> Iterator[GeometryBatch]:

@@ -59,8 +59,9 @@ class TinyGeo4DTraining:
     """A Geo4D file whose VAE is taken as it is, and whose UNet is trained on. None: from
     nothing."""
 
-    clips: ClipSettings = field(default_factory=ClipSettings)
-    """What is drawn."""
+    clips: ClipSettings = field(default_factory=lambda: ClipSettings(num_frames=32))
+    """What is drawn. A GPU takes no longer for clips of more frames than the network sees at one
+    time, which begin anywhere in them."""
 
     minutes: float | None = 8.0
     """Of everything. None: no limit, so that the numbers below decide, and a second run makes the
@@ -72,8 +73,8 @@ class TinyGeo4DTraining:
     pool_size: int = 6000
     """Clips that are drawn, at most."""
 
-    variants: int = 3
-    """Latents of each clip, at most: as it is, mirrored, backwards, in other colours."""
+    variants: int = 6
+    """Windows of each clip, at most: as it is, mirrored, backwards, in other colours."""
 
     vae_steps: int = 6000
     """Updates of the VAE, at most."""
@@ -121,6 +122,9 @@ class TinyGeo4DTraining:
     to the file. A hundred times the paper's: a network this small tells cameras better by its rays;
     `evaluate_geo4d` measures it."""
 
+    mirrored_windows: bool = True
+    """Whether the file says that each window is to be seen mirrored, too."""
+
     ema_decay: float = 0.998
     """Of the running mean of the parameters, which is what is written."""
 
@@ -131,8 +135,8 @@ class TinyGeo4DTraining:
     """Compile the UNet: a minute or two slower to start, faster per update."""
 
     cuda_graphs: bool = False
-    """Record the UNet's kernels and replay them, which saves launching each of them anew. Not with
-    `compile`."""
+    """Record the UNet's kernels and replay them, which saves launching each of them anew; with
+    `compile` the compiled ones."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not self.minutes > 0:
@@ -154,10 +158,9 @@ class TinyGeo4DTraining:
                 f"modality_weights.points is 0 and points_share is {self.points_share}: nothing "
                 "would count in that share. Set one of them otherwise."
             )
-        if self.cuda_graphs and (self.compile or torch.device(self.device).type != "cuda"):
+        if self.cuda_graphs and torch.device(self.device).type != "cuda":
             raise SettingsError(
-                f"cuda_graphs is on, device is {self.device} and compile {self.compile}; expected "
-                "a CUDA device, and no compile."
+                f"cuda_graphs is on and device is {self.device}; expected a CUDA device."
             )
 
     def check_clips(self, size: Geo4DSize) -> None:
@@ -167,10 +170,10 @@ class TinyGeo4DTraining:
             SettingsError: names what does not fit.
         """
         (height, width), step = self.clips.size_hw, size.pixel_step
-        if self.clips.num_frames != size.num_frames:
+        if self.clips.num_frames < size.num_frames:
             raise SettingsError(
-                f"clips have {self.clips.num_frames} frames; expected {size.num_frames}, as many "
-                "as the network sees at one time."
+                f"clips have {self.clips.num_frames} frames; expected {size.num_frames} or more, "
+                "which the network sees at one time."
             )
         if min(height, width) < step or height % step or width % step:
             raise SettingsError(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from more4d_backend.geo4d.modalities import RAY_DIRECTIONS, RAY_MOMENTS
 from more4d_backend.geo4d.model import Geo4DNetworks
 from more4d_backend.geo4d.sampling import NUM_TRAIN_TIMESTEPS, latent_scale, trailing_timesteps
 
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _INFERENCE_STEPS = 5
 _LAST = NUM_TRAIN_TIMESTEPS - 1
-_SMALLEST_VARIANCE, _SMALLEST_ON_THE_WAY = 0.02, 0.25
+_SMALLEST_VARIANCE, _SMALLEST_ON_THE_WAY = 1e-4, 0.25
 """Errors do not count relative to less. On the way from noise the velocity is mostly noise that
 the network copies, and how exactly it does would outweigh what it sees in the video."""
 
@@ -40,18 +41,20 @@ def train_unet(
     """Train, and return the number of updates.
 
     Each channel's error counts relative to how much that channel differs between windows: ray
-    moments are a tenth as large as points, and all modalities are needed. What the log says by
-    modality is the share of that variance that is not explained from pure noise: 1 knows nothing
-    of the video, 0 all.
+    moments are a tenth as large as points, and all modalities are needed. Of rays, half of that is
+    how much the window itself differs from the mean: the few cameras that travel far would else
+    outweigh all others. What the log says by modality is the share of the variance that is not
+    explained from pure noise: 1 knows nothing of the video, 0 all.
     """
     objective, device = DenoiserObjective(networks), generator.device
     if training.compile:
         # Not in place: what is measured on the way has other sizes, which would be compiled, too.
-        objective.unet = cast("Geo4DUNet", torch.compile(objective.unet))
-    if training.cuda_graphs:
+        mode = "reduce-overhead" if training.cuda_graphs else None
+        objective.unet = cast("Geo4DUNet", torch.compile(objective.unet, mode=mode))
+    elif training.cuda_graphs:
         with training.autocast():
             _record(networks, pool, training.unet_windows)
-    variance = pool.variance()
+    mean, variance = pool.mean(), pool.variance()
     said = ", ".join(f"{name} {variance[part].mean():.3f}" for name, part in CHANNELS.items())
     _log.info("Windows differ in variance: %s", said)
     scale = float(latent_scale()[_LAST]) ** 2
@@ -71,7 +74,7 @@ def train_unet(
         errors = objective.errors(clean, video, noise, times, shown)
         last = times == _LAST
         floor = torch.where(last, _SMALLEST_VARIANCE, _SMALLEST_ON_THE_WAY)[:, None]
-        relative = errors / torch.maximum(variance, floor)
+        relative = errors / torch.maximum(compared_with(clean, mean, variance), floor)
         # Not errors[last]: to choose by a mask waits for the device.
         at_last = (errors * last[:, None]).sum(0) / last.sum()
         unexplained = (at_last / (scale * variance)).detach()
@@ -84,6 +87,19 @@ def train_unet(
     steps = optimize(parameters, losses, training.updates, box, "UNet", at_quarters)
     networks.eval()
     return steps
+
+
+def compared_with(
+    clean: Float[Tensor, "window 16 frame height width"],
+    mean: Float[Tensor, "16 frame height width"],
+    variance: Float[Tensor, " channel"],
+) -> Float[Tensor, "window channel"]:
+    """Return what the errors of each window count relative to."""
+    own = (clean - mean).square().mean((2, 3, 4))
+    compared = variance.expand_as(own).clone()
+    for rays in (RAY_DIRECTIONS, RAY_MOMENTS):
+        compared[:, rays] = (variance[rays] + own[:, rays]) / 2
+    return compared
 
 
 def _record(networks: Geo4DNetworks, pool: LatentPool, num_windows: int) -> None:

@@ -38,7 +38,7 @@ def train_vae(
 
     def losses(step: int, progress: float) -> Losses:
         chosen = torch.randint(len(pool), (training.vae_clips,), generator=generator, device=device)
-        batch = varied(pool.clips(chosen), generator, mirrored=step % 2 == 1)
+        batch = varied(pool.somewhere(chosen, generator), generator, mirrored=step % 2 == 1)
         images = batch.images()
         order = torch.randperm(batch.depth.shape[1], generator=generator, device=device)
         frames = order[:_FRAMES_OF_CLIP]
@@ -76,7 +76,8 @@ def strengthen(vae: Geo4DVAE) -> None:
 def standardize(vae: Geo4DVAE, pool: ClipPool) -> None:
     """Bring the latents of all kinds of pictures together to mean 0 and deviation 1."""
     latents = []
-    for batch in pool.in_parts(_MEASURED_CLIPS):
+    for chosen in pool.in_parts(_MEASURED_CLIPS):
+        batch = pool.windows(chosen, torch.zeros_like(chosen))
         latents.append(_by_channel(video_latents(vae, batch.pictures())))
         geometry = geometry_latents(vae, batch.images())
         latents += [_by_channel(geometry[:, channels]) for channels in CHANNELS.values()]

@@ -55,11 +55,13 @@ class ClipSettings:
     pitch_share: float = 0.35
     """Most of that turn that goes up or down; the rest is to the left or right."""
 
-    orbit: tuple[float, float] = (0.0, 0.35)
+    orbit: tuple[float, float] = (0.0, 1.0)
     """1: the camera circles around what it looked at in frame 0. 0: it turns on the spot."""
 
-    sway: float = 0.06
-    """Largest amplitude of its travel besides, in every direction, in distances to the scene."""
+    sway: float = 0.15
+    """Largest amplitude of its travel besides, in every direction, in distances to the scene. With
+    the orbit it comes to a root mean square of 0.12 around the middle of 32 frames, about what a
+    camera in the hand does in a room; from 0.2 on cameras meet objects."""
 
     fov_deg: tuple[float, float] = (45.0, 65.0)
     """Field of view across the longer side."""

@@ -13,8 +13,12 @@ from training.geo4d.objectives import (
     DenoiserObjective,
     ModalityWeights,
     PointDecoderObjective,
+    VaeObjective,
+    bend_of,
     geometry_latents,
     laplace_nll,
+    mixed_halves,
+    mixing_shares,
 )
 from training.procedural.clips import ClipSettings, procedural_clip
 
@@ -49,6 +53,46 @@ def test_only_the_point_decoder_learns_from_points(batch):
     for name, parameter in vae.named_parameters():
         learns = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
         assert learns == name.startswith("point_decoder."), name
+
+
+def test_every_second_picture_is_mixed_with_the_one_half_a_batch_further_on():
+    shares = mixing_shares(6, torch.Generator().manual_seed(0))
+    assert (shares[::2] == 0).all()
+    assert ((shares[1::2] > 0) & (shares[1::2] < 1)).all()
+    pictures = torch.randn(6, 3, 4, 4)
+    mixed = mixed_halves(pictures, shares)
+    assert torch.equal(mixed[0], pictures[0])
+    expected = pictures[1] + shares[1] * (pictures[4] - pictures[1])
+    torch.testing.assert_close(mixed[1], expected)
+
+
+def test_a_linear_encoder_has_no_bend_at_any_scale_and_another_one_has():
+    shares = mixing_shares(8, torch.Generator().manual_seed(0))
+    pictures = torch.randn(8, 3, 4, 4, dtype=torch.float64)
+    mixed = mixed_halves(pictures, shares)
+    assert bend_of(0.01 * pictures + 5, 0.01 * mixed + 5, shares) < 1e-12
+    bent = bend_of(pictures.square(), mixed.square(), shares)
+    assert bent > 0.02  # measured: 0.039
+    torch.testing.assert_close(
+        bend_of(9 * pictures.square(), 9 * mixed.square(), shares), bent, atol=1e-6, rtol=0
+    )
+    same = pictures[:1].expand(8, -1, -1, -1)
+    assert bend_of(same, same, shares) == 0
+
+
+def test_all_of_the_vae_learns_from_all_kinds_of_pictures(batch):
+    torch.manual_seed(0)
+    vae = Geo4DVAE(GEO4D_SIZES["toy"].vae)
+    images = batch_images(batch)
+    kinds = ("points", "ray_directions", "ray_moments", "disparity")
+    geometry = {name: getattr(images, name)[:, :2].flatten(0, 1) for name in kinds}
+    video = batch.pictures()[:, :2].flatten(0, 1)
+    parts = VaeObjective(vae)(video, geometry, torch.Generator().manual_seed(0))
+    assert set(parts) == {"loss", "nll", "bend", "video", *kinds}
+    parts["loss"].backward()
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_modalities_that_do_not_count_change_neither_loss_nor_input():

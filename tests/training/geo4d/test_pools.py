@@ -55,30 +55,65 @@ def test_another_seed_draws_other_clips_and_held_out_ones_are_apart(training):
     first = replace(training, pool_size=1)
     one, two = (next(drawn_clips(t)) for t in (first, replace(first, seed=2)))
     assert not torch.equal(one.video, two.video)
-    assert held_out_clips(first, 1)[0].names == (f"procedural-clip-{HELD_OUT:09d}",)
+    (held_out,) = held_out_clips(first, 16, 1)
+    assert held_out.names == (f"procedural-clip-{HELD_OUT:09d}",)
 
 
-def test_a_pool_gives_back_the_clips_that_were_drawn(training):
-    pool = ClipPool.drawn(training)
+def test_a_pool_gives_back_the_windows_of_the_clips_that_were_drawn(training):
+    longer = replace(training, clips=replace(SMALL, num_frames=20))
+    pool = ClipPool.drawn(longer, 16)
     assert len(pool) == 3
-    one = next(iter(drawn_clips(training)))
-    chosen = pool.clips(torch.tensor([2, 0]))
+    one = next(iter(drawn_clips(longer)))
+    chosen = pool.windows(torch.tensor([2, 0]), torch.tensor([3, 0]))
     assert chosen.names == (one.names[2], one.names[0])
-    assert torch.equal(chosen.video[0], one.video[2])
+    assert torch.equal(chosen.video[0], one.video[2, 3:19])
+    assert torch.equal(chosen.world_to_camera[1], one.world_to_camera[0, :16])
     assert chosen.depth.dtype == torch.float32
-    assert [len(part.names) for part in pool.in_parts(2)] == [2]
+    assert [len(part) for part in pool.in_parts(2)] == [2]
+
+
+def test_windows_begin_anywhere_in_their_clips_and_end_in_them(training):
+    pool = ClipPool.drawn(replace(training, clips=replace(SMALL, num_frames=18)), 16)
+    generator, seen = torch.Generator().manual_seed(0), set()
+    for _ in range(20):
+        window = pool.somewhere(torch.tensor([1]), generator)
+        first = [
+            i for i in range(3) if torch.equal(window.video[0], pool.batch.video[1, i : i + 16])
+        ]
+        assert len(first) == 1
+        seen.update(first)
+    assert seen == {0, 1, 2}
+
+
+def test_held_out_clips_are_one_window_long(training):
+    longer = replace(training, clips=replace(SMALL, num_frames=20))
+    assert held_out_clips(longer, 16, 1)[0].depth.shape[1] == 16
 
 
 def test_without_time_there_is_one_batch_of_clips_and_no_variant_of_them(training):
     torch.manual_seed(0)
     vae, generator = Geo4DVAE(GEO4D_SIZES["toy"].vae).eval(), torch.Generator().manual_seed(0)
-    pool = ClipPool.drawn(training, seconds=0)
+    pool = ClipPool.drawn(training, 16, seconds=0)
     assert len(pool) == 3  # they come sixteen at a time
     hurried = LatentPool.encoded(vae, pool, training, generator, seconds=0)
     whole = LatentPool.encoded(vae, pool, training, generator)
     assert (len(hurried), len(whole)) == (3, 9)
     assert torch.equal(hurried.geometry, whole.geometry[:3])
     assert not torch.equal(whole.geometry[:3], whole.geometry[3:6])
+
+
+def test_encoding_in_half_precision_leaves_the_vae_as_it_is(training):
+    torch.manual_seed(0)
+    vae, generator = Geo4DVAE(GEO4D_SIZES["toy"].vae).eval(), torch.Generator().manual_seed(0)
+    pool = ClipPool.drawn(training, 16)
+    exact = LatentPool.encoded(vae, pool, replace(training, variants=1), generator)
+    halved = replace(training, variants=1, precision="bf16")
+    rounded = LatentPool.encoded(vae, pool, halved, generator)
+    assert next(vae.parameters()).dtype == torch.float32
+    assert not torch.equal(rounded.geometry, exact.geometry)
+    # Of a tenth of their deviation: those of an untrained network are hardly larger than rounding.
+    error = (rounded.geometry - exact.geometry).float().square().mean().sqrt()
+    assert error < 0.2 * exact.geometry.float().std()
 
 
 def test_the_variance_is_that_between_windows():
@@ -88,3 +123,5 @@ def test_the_variance_is_that_between_windows():
     pool = LatentPool(video=torch.zeros(64, 4, 4, 2, 2), geometry=geometry)
     # 1024 values for each of 16 places and frames: 0.4 is four standard deviations of the mean.
     torch.testing.assert_close(pool.variance(), torch.full((16,), 9.0), atol=1.6, rtol=0)
+    # What they have in common: the mean of 64 values of deviation 3, times five.
+    torch.testing.assert_close(pool.mean(), shared, atol=5 * 3 / 8, rtol=0)
