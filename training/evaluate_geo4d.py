@@ -43,11 +43,11 @@ from more4d_backend.weights.geo4d import load_geo4d
 from .geo4d.tiny_settings import HELD_OUT
 from .procedural.clips import ClipSettings, write_clip
 from .run.command_line import exit_with
+from .run.settings import SettingsError
 
 _log = logging.getLogger(__name__)
 
-_FIRST_SEED = HELD_OUT + 1_000_000
-"""Apart from the clips that the trainer looks at."""
+_FIRST_SEED = HELD_OUT + 1_000_000  # apart from the clips that the trainer looks at
 _PROCEDURAL = BENCHMARKS["procedural"]
 _FPS = 8.0
 
@@ -72,7 +72,10 @@ class Geo4DEvaluation:
     """Geo4D file. None: the embedded one."""
 
     num_videos: int = 16
-    """Videos, of seeds from 901 000 000 on."""
+    """Videos, of consecutive seeds."""
+
+    first_seed: int = _FIRST_SEED
+    """Of the first video; no trainer uses those from 900 000 000 on."""
 
     num_frames: int = 32
     """Of a video: several windows."""
@@ -83,8 +86,18 @@ class Geo4DEvaluation:
     num_steps: int | None = None
     """Denoising steps. None: what the weights are made for."""
 
+    mirrored_windows: bool | None = None
+    """See each window mirrored, too. None: what the weights are made for."""
+
     device: str = "cpu"
     """Where the networks run."""
+
+    def __post_init__(self) -> None:
+        if self.first_seed < HELD_OUT:
+            raise SettingsError(
+                f"first_seed is {self.first_seed}; expected {HELD_OUT} or more: trainers may have "
+                "seen videos of smaller ones."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +187,11 @@ def evaluate(evaluation: Geo4DEvaluation) -> dict[str, Numbers]:
     print("\n".join(["", *numbers["all"].lines(), "", *ablation_lines(numbers)]))
     told = {name: asdict(value) for name, value in numbers.items()}
     with replacing(evaluation.output / "numbers.json") as path:
-        made_by = {"weights": fingerprint, "num_steps": _num_steps(evaluation, networks)}
+        made_by = {
+            "weights": fingerprint,
+            "num_steps": _num_steps(evaluation, networks),
+            "mirrored_windows": _mirrored_windows(evaluation, networks),
+        }
         path.write_text(json.dumps({**made_by, **told}, indent=2) + "\n")
     return numbers
 
@@ -219,9 +236,12 @@ def _reports(
     fingerprint: str,
 ) -> list[EvaluationReport]:
     settings = ReconstructionSettings(
-        alignment=ABLATIONS[name], sampling=SamplingSettings(num_steps=evaluation.num_steps)
+        alignment=ABLATIONS[name],
+        sampling=SamplingSettings(num_steps=evaluation.num_steps),
+        mirrored_windows=evaluation.mirrored_windows,
     )
     made_by = f"{fingerprint}-{_num_steps(evaluation, networks)}-steps"
+    made_by += "-mirrored" if _mirrored_windows(evaluation, networks) else ""
     scenes = evaluation.output / "scenes" / truth.name / made_by / name
     benchmark = replace(
         _PROCEDURAL,
@@ -239,11 +259,16 @@ def _clip_settings(evaluation: Geo4DEvaluation) -> ClipSettings:
 
 
 def _seeds(evaluation: Geo4DEvaluation) -> range:
-    return range(_FIRST_SEED, _FIRST_SEED + evaluation.num_videos)
+    return range(evaluation.first_seed, evaluation.first_seed + evaluation.num_videos)
 
 
 def _num_steps(evaluation: Geo4DEvaluation, networks: Geo4DNetworks) -> int:
     return evaluation.num_steps or networks.num_steps
+
+
+def _mirrored_windows(evaluation: Geo4DEvaluation, networks: Geo4DNetworks) -> bool:
+    asked = evaluation.mirrored_windows
+    return networks.mirrored_windows if asked is None else asked
 
 
 def _line(name: str, value: float | None, sign: str, aim: float) -> str:

@@ -8,7 +8,7 @@
 
 The stages of `train_geo4d_points` and `train_geo4d`, with their objectives, over a pool of clips
 that stays on the device. The VAE is trained whole, because no stock one is this small. Latents are
-computed once for each clip and each of its variants, then the UNet is trained on them. Says what
+computed once, of a few windows of each clip, then the UNet is trained on them. Says what
 the networks get right on clips that were not trained on, and writes
 `more4d_tiny_geo4d.safetensors` with the number of denoising steps that was best there;
 `evaluate_geo4d` measures the whole path from video to scene.

@@ -30,8 +30,9 @@ class WindowOptions:
     half the time."""
 
     mirrored_windows: bool | None = None
-    """Let the networks see each window mirrored, too: twice the work, better cameras. Default: what
-    the weights are made for, which is no for the released ones and yes for the embedded ones."""
+    """Let the networks see each window mirrored, too, and align both: twice the work, and with the
+    embedded weights better cameras. Default: what the weights are made for, which is no for the
+    released ones and yes for the embedded ones."""
 
     fit: Fit = "crop"
     """How a video of another shape gets the network's size: crop, or pad."""
@@ -60,11 +61,12 @@ class WindowOptions:
     the cameras; the more, the longer the video."""
 
     ray_reduction: int | None = None
-    """Decode ray maps with 1, 2 or 4 times fewer pixels along each side. Default: 4 at full size;
-    cameras do not suffer."""
+    """Decode ray maps with 1, 2 or 4 times fewer pixels along each side. Default: 4 at full size,
+    where cameras do not suffer; 1 for smaller networks than the released one."""
 
     disparity_reduction: int | None = None
-    """The same for disparity. Default: 2 at full size; 1 gives smoother depth and takes longer."""
+    """The same for disparity. Default: 2 at full size, and likewise; with 1 depth is smoother and
+    takes longer."""
 
     condition_fps: int = DEFAULT_FPS
     """What the network is told the frame rate is; the published evaluation says 24 for all."""

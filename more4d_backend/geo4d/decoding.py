@@ -75,8 +75,9 @@ class DecodingSettings:
     def for_latents(self, latent_hw: tuple[int, int], vae: VAESize) -> "DecodingSettings":
         """Return settings with both reductions chosen.
 
-        Small VAEs decode averaged latents badly: with the embedded one moments are then wrong by
-        three quarters of their deviation, instead of a fifth.
+        Latents are averaged for VAEs as wide as the released one only. The embedded one decodes
+        averaged ones badly: moments are then wrong by three quarters of their deviation, instead of
+        a fifth.
 
         Raises:
             DecodingError: one that was asked for does not divide the latents.

@@ -1,4 +1,4 @@
-"""A video to a 4D scene: frame, encode once, denoise windows, decode, align, map back.
+"""A video to a 4D scene: frame, encode, denoise windows, decode, align, map back.
 
 Nothing but the fitted 8-bit frames, the latents and the decoded windows is held for the whole
 video, and none of it on the device.
@@ -61,7 +61,7 @@ class ReconstructionSettings:
 
     mirrored_windows: bool | None = None
     """Sample each window a second time, with left and right exchanged, and align both: twice the
-    work, better cameras. None: what the weights are made for; the released ones: no."""
+    work. None: what the weights are made for; the released ones: no."""
 
     fit: Fit = "crop"
     """How pictures of another shape get the network's size: crop, or pad."""
@@ -147,7 +147,10 @@ def reconstruct(
     stride = max(size.num_frames // 4, 1) if settings.stride is None else settings.stride
     check_stride(stride, size.num_frames)
     mirrored = settings.mirrored_windows
-    mirrored = networks.mirrored_windows if mirrored is None else mirrored
+    if mirrored is None:
+        mirrored = networks.mirrored_windows
+        if mirrored:
+            _log.info("Windows are seen mirrored, too: what these weights are made for.")
     plan = partial(plan_windows, stride=stride, length=size.num_frames, mirrored=mirrored)
     settings = replace(
         settings,
@@ -210,7 +213,7 @@ def encode_video(
     *,
     mirrored: bool = False,
 ) -> Float[Tensor, "side frame 4 latent_height latent_width"]:
-    """Encode each frame once, on the device of the networks. Latents stay there.
+    """Encode each frame once a side, on the device of the networks. Latents stay there.
 
     There is one side, or with `mirrored` a second one, of the frames' mirror images.
 
@@ -245,7 +248,8 @@ def sample_windows(
 ) -> Float[Tensor, "window 16 place latent_height latent_width"]:
     """Sample the geometry of all windows, several at a time; latents come to the CPU.
 
-    Each window has its own noise, so what it becomes does not depend on its batch.
+    Each window has its own noise, so what it becomes does not depend on its batch. Where windows
+    are mirrored, the video needs its second side.
 
     Raises:
         SamplingError: the network returned NaN.
@@ -328,12 +332,13 @@ def _check_memory(
         sampled = sum(sizes)
     aligned = aligned_bytes(frames, framing.network_hw)
     content = scene_bytes(frames, framing.content_hw)
+    fewer = "no mirrored windows, " if windows[-1].mirrored else ""
     if held + aligned + max(content, sampled) > free:
         raise ReconstructionError(
             f"{counted(frames, 'frame')} need too much memory: {counted(len(windows), 'window')} "
             f"take {_gib(held)}, their alignment and scene take "
-            f"{_gib(aligned + max(content, sampled))}, and {_gib(free)} are free. Use a larger "
-            "stride, a smaller network size, or fewer frames (frame_step, max_frames)."
+            f"{_gib(aligned + max(content, sampled))}, and {_gib(free)} are free. Use {fewer}a "
+            "larger stride, a smaller network size, or fewer frames (frame_step, max_frames)."
         )
     source = scene_bytes(frames, framing.source_hw)
     if resolution == "source" and held + aligned + source > free:

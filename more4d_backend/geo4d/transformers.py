@@ -68,7 +68,8 @@ class ContextAttention(nn.Module):
         queries = self.to_q(hidden)
         keys, values = self.to_k(context.shared), self.to_v(context.shared)
         if torch.is_grad_enabled():
-            # The gradient of keys is summed by sequence: of one long one, by a corner of the GPU.
+            # The gradient of keys is summed sequence by sequence: one long one leaves most of a GPU
+            # idle.
             rows, copies = queries, len(hidden) // len(keys)
             keys, values = (repeat(x, "b k c -> (b f) k c", f=copies) for x in (keys, values))
         else:

@@ -197,13 +197,13 @@ def test_a_window_does_not_depend_on_its_batch_nor_on_the_length_of_the_video(
             toy_networks, video, windows, replace(one_step, windows_per_batch=batch)
         )
         torch.testing.assert_close(one_by_one, at_once, atol=1e-5, rtol=1e-5)
-    first = sample_windows(toy_networks, video[:6], windows[:3], one_step)
+    first = sample_windows(toy_networks, video[:, :6], windows[:3], one_step)
     torch.testing.assert_close(first, at_once[:3], atol=1e-5, rtol=1e-5)
 
 
 def test_every_window_has_noise_of_its_own(toy_networks, one_step, prepared):
     _, video, windows = prepared(toy_networks, 6)
-    still = video[:1].expand_as(video)  # so that nothing but the noise differs
+    still = video[:, :1].expand_as(video)  # so that nothing but the noise differs
     first, second, third = sample_windows(toy_networks, still, windows, one_step)
     # Measured: 1.3 of their own size; 0 with the same noise.
     for a, b in ((first, second), (first, third), (second, third)):

@@ -29,7 +29,7 @@ def networks():
 def results(networks, device, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
     video = torch.rand(16, 3, 64, 96, generator=generator) * 2 - 1
-    noise = torch.randn(2, 16, 16, 8, 12, generator=generator)
+    noise = torch.randn(2, 16, 16, 16, 24, generator=generator)
     networks = networks.to(device, dtype)
     with torch.no_grad():
         frames = networks.vae.encode(video.to(device))

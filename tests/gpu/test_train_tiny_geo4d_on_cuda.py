@@ -16,7 +16,8 @@ pytestmark = [
 
 def short(folder, **changes):
     settings = {
-        "output": folder, "clips": ClipSettings(size_hw=(32, 48)), "minutes": None, "pool_size": 32,
+        "output": folder, "clips": ClipSettings(size_hw=(32, 48), num_frames=20), "minutes": None,
+        "pool_size": 32,
         "variants": 2, "vae_steps": 4, "unet_steps": 4, "unet_windows": 8, "workers": 0,
         "evaluated_clips": 8,
     }  # fmt: skip
@@ -33,11 +34,15 @@ def test_a_short_training_on_cuda_writes_finite_weights(tmp_path, workers, caplo
     assert all(parameter.isfinite().all() for parameter in networks.parameters())
 
 
-def test_recorded_kernels_train_as_launched_ones(tmp_path):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recorded_kernels_train_as_launched_ones(tmp_path, compiled):
+    if compiled:
+        pytest.importorskip("triton", reason="compiled kernels need triton")
     first = train(short(tmp_path / "first"))
+    recorded = {"cuda_graphs": True, "compile": compiled}
     launched, recorded = (
-        load_geo4d(train(short(tmp_path / name, start=first, cuda_graphs=graphs, unet_steps=20)))
-        for name, graphs in (("launched", False), ("recorded", True))
+        load_geo4d(train(short(tmp_path / name, start=first, unet_steps=20, **how)))
+        for name, how in (("launched", {}), ("recorded", recorded))
     )
     changed, before = recorded.state_dict(), load_geo4d(first).state_dict()
     for name, expected in launched.state_dict().items():

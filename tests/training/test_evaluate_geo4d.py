@@ -22,6 +22,7 @@ from training.evaluate_geo4d import (
     truth_folder,
 )
 from training.procedural.clips import ClipSettings
+from training.run.settings import SettingsError
 
 pytest.importorskip("evo", reason="pose errors need evo: pip install evo")
 
@@ -63,8 +64,8 @@ def test_the_same_weights_use_their_scenes_again(evaluation, found, monkeypatch,
     assert found["disparity"].within is not None
     assert "NOT reached" in capsys.readouterr().out
     stored = json.loads((evaluation.output / "numbers.json").read_text())
-    assert set(stored) == {"weights", "num_steps", *ABLATIONS}
-    assert stored["num_steps"] == 1
+    assert set(stored) == {"weights", "num_steps", "mirrored_windows", *ABLATIONS}
+    assert (stored["num_steps"], stored["mirrored_windows"]) == (1, False)
     assert stored["all"]["abs_rel"] == found["all"].abs_rel
 
 
@@ -76,6 +77,14 @@ def test_where_no_steps_are_named_the_weights_decide(evaluation, found, monkeypa
     # Scenes of another number of steps are not taken for these.
     with pytest.raises(pytest.fail.Exception, match="a scene was made again"):
         evaluate(unsaid)
+    # Nor are those for which each window was seen mirrored, too.
+    with pytest.raises(pytest.fail.Exception, match="a scene was made again"):
+        evaluate(replace(evaluation, mirrored_windows=True))
+
+
+def test_videos_that_a_trainer_may_have_seen_are_refused(evaluation):
+    with pytest.raises(SettingsError, match="first_seed is 5; expected 900000000 or more"):
+        replace(evaluation, first_seed=5)
 
 
 def test_what_an_earlier_run_asked_for_is_not_measured(evaluation, found, monkeypatch):

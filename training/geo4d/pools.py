@@ -114,7 +114,7 @@ class LatentPool:
         seconds: float = math.inf,
     ) -> "LatentPool":
         """Encode a window of each clip as it is, then as many variants as there is time for."""
-        start, video, geometry = time.perf_counter(), [], []
+        start, done, video, geometry = time.perf_counter(), 0, Tensor(), Tensor()
         if training.precision == "bf16":
             # Not under autocast, which would take the slow group norms, and cast weights anew.
             vae = deepcopy(vae).to(torch.bfloat16)
@@ -126,9 +126,18 @@ class LatentPool:
                 batch = pool.somewhere(chosen, generator)
                 if variant > 0:
                     batch = varied(batch, generator, mirrored=variant % 2 == 1)
-                video.append(video_latents(vae, batch.pictures()).half())
-                geometry.append(geometry_latents(vae, batch.images()).half())
-        return cls(video=torch.cat(video), geometry=torch.cat(geometry))
+                seen = video_latents(vae, batch.pictures()), geometry_latents(vae, batch.images())
+                if not done:
+                    # All at once: parts that are joined at the end would take twice the memory.
+                    count = training.variants * len(pool)
+                    video, geometry = (
+                        torch.empty(count, *part.shape[1:], dtype=torch.half, device=part.device)
+                        for part in seen
+                    )
+                here = slice(done, done + len(chosen))
+                video[here], geometry[here] = seen
+                done = here.stop
+        return cls(video=video[:done], geometry=geometry[:done])
 
     def __len__(self) -> int:
         return len(self.video)

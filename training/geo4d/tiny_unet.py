@@ -41,8 +41,8 @@ def train_unet(
     """Train, and return the number of updates.
 
     Each channel's error counts relative to how much that channel differs between windows: ray
-    moments are a tenth as large as points, and all modalities are needed. Of rays, half of that is
-    how much the window itself differs from the mean: the few cameras that travel far would else
+    moments are far smaller than points, and all modalities are needed. Of rays, half of that is how
+    much the window itself differs from the mean: otherwise the few cameras that travel far would
     outweigh all others. What the log says by modality is the share of the variance that is not
     explained from pure noise: 1 knows nothing of the video, 0 all.
     """

@@ -60,8 +60,8 @@ class ClipSettings:
 
     sway: float = 0.15
     """Largest amplitude of its travel besides, in every direction, in distances to the scene. With
-    the orbit it comes to a root mean square of 0.12 around the middle of 32 frames, about what a
-    camera in the hand does in a room; from 0.2 on cameras meet objects."""
+    the orbit the camera is 0.12 of that distance away from the middle of its path (root mean square
+    over 32 frames, median of 60 clips). From 0.2 on cameras meet objects."""
 
     fov_deg: tuple[float, float] = (45.0, 65.0)
     """Field of view across the longer side."""
