@@ -116,8 +116,8 @@ GEO4D_SIZES: dict[str, Geo4DSize] = {
             norm_groups=8,
             dropout=0.0,
         ),
-        # A latent pixel has 4 pixels along its side, not 8. What 4 numbers of so small a VAE tell
-        # of 64 pixels is too little to see how the camera moves.
+        # A latent pixel has 4 pixels along its side, not 8: 4 numbers tell more of 16 pixels than
+        # of 64.
         vae=VAESize(channels=16, channel_mult=(1, 2, 2), num_res_blocks=1, norm_groups=8),
     ),
     # For tests: a window of four frames in a second on one core.

@@ -106,8 +106,8 @@ class VaeObjective(nn.Module):
     """All kinds of pictures through a VAE that is trained whole, for sizes without a stock one.
 
     Latents of ray maps are to mix as the maps do (as in the interpolation consistency of Verma et
-    al. 2019). A stock VAE does that by itself, for pictures of so little contrast; one that is
-    trained for them writes them in a code of its own, in which the mean of two cameras is none.
+    al. 2019). Otherwise so small pictures are written in a code of their own, in which the mean of
+    two cameras is none.
     """
 
     divergence_weight = 1e-6
@@ -177,7 +177,11 @@ def mixed_halves(
     maps: Float[Tensor, "picture channel height width"], shares: Float[Tensor, "picture 1 1 1"]
 ) -> Float[Tensor, "picture channel height width"]:
     """Mix each of `maps` with the one half a batch further on."""
-    return torch.lerp(maps, maps.roll(max(len(maps) // 2, 1), 0), shares.to(maps.dtype))
+    return torch.lerp(maps, _partners(maps), shares.to(maps.dtype))
+
+
+def _partners(maps: Tensor) -> Tensor:
+    return maps.roll(max(len(maps) // 2, 1), 0)
 
 
 def bend_of(means: Tensor, of_mixed: Tensor, shares: Tensor) -> Float[Tensor, ""]:
@@ -186,7 +190,7 @@ def bend_of(means: Tensor, of_mixed: Tensor, shares: Tensor) -> Float[Tensor, ""
     Relative to that between the latents that are mixed, so that it is 0 for a linear encoder only,
     and the same at any scale of the latents.
     """
-    between = (means - means.roll(max(len(means) // 2, 1), 0)).square().mean()
+    between = (means - _partners(means)).square().mean()
     return (of_mixed - mixed_halves(means, shares)).square().mean() / (between + _SMALLEST_SPREAD)
 
 
